@@ -1,0 +1,65 @@
+"""polopt: LLM policy optimisation in JAX, written as the theory reads.
+
+Names are imported on first use, so `import polopt` is instant and brings no jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "chain": "transform",
+    "add": "transform",
+    "piece": "transform",
+    "reward_piece": "lift",
+    "trajectory_piece": "lift",
+    "Algorithm": "compose",
+    "init": "compose",
+    "prepare": "compose",
+    "loss": "compose",
+    "advance": "compose",
+    "objective": "compose",
+    "reweigh": "compose",
+    "Sampling": "trajectory.sampling",
+    "Refill": "trajectory.sampling",
+    "Update": "trajectory.sampling",
+    "Trajectories": "types",
+    "PolicyOutputs": "types",
+    "Stop": "types",
+    "score": "models.score",
+    "methods": "cli.methods",
+    "PoloptError": "errors",
+}
+_MODULES = (
+    "aggregate",
+    "algorithms",
+    "divergence",
+    "models",
+    "numerics",
+    "reward",
+    "rollout",
+    "tasks",
+    "testing",
+    "train",
+    "trajectory",
+    "types",
+)
+
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"polopt.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"polopt.{name}")
+    raise AttributeError(f"module 'polopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

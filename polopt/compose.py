@@ -1,0 +1,406 @@
+"""The whole idea on one page: an algorithm, its two moments, and the loss between them.
+
+    prepare   reward side and weights, once per rollout batch, global, without gradient
+    loss      trajectory side, inside the gradient, on any slice of the prepared rows
+
+    loss(θ) = − Σ_terms Σ_{n,t} weight[n,t] · objective[n,t](θ)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polopt import aggregate as aggregation
+from polopt.aggregate import Window
+from polopt.errors import PoloptError
+from polopt.numerics import row_length, token_info
+from polopt.trajectory.sampling import Sampling, Update
+from polopt.transform import (
+    COUPLINGS,
+    Chain,
+    Link,
+    Transform,
+    chain,
+    check_order,
+    did_you_mean,
+    replace_link,
+    run,
+    takes,
+    walk,
+)
+from polopt.types import (
+    Array,
+    Context,
+    Credit,
+    Info,
+    Mean,
+    PolicyOutputs,
+    Prepared,
+    Rows,
+    Surrogate,
+    Term,
+    Trajectories,
+)
+
+State = dict[str, dict[str, Any]]  # {clock: {piece path: memory}}
+CLOCKS = ("rollout", "update")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """A method: a reward side, a trajectory side, token weights, and how it samples and updates.
+
+    Equal algorithms are equal by value and share compiled code; numbers are pytree leaves.
+
+    Raises:
+      PoloptError: a piece stands on the wrong side or in a wrong order.
+    """
+
+    reward: Chain
+    trajectory: Chain
+    aggregate: Transform = dataclasses.field(default_factory=aggregation.token_mean)
+    sampling: Sampling = dataclasses.field(default=Sampling(), metadata={"static": True})
+    update: Update = dataclasses.field(default=Update(), metadata={"static": True})
+    name: str = dataclasses.field(default="", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reward, Chain):  # an internal node of jax.tree.map, or a mistake
+            if isinstance(self.reward, Link):
+                object.__setattr__(self, "reward", chain(self.reward))
+            else:
+                return
+        if not isinstance(self.trajectory, Chain) and isinstance(self.trajectory, Link):
+            object.__setattr__(self, "trajectory", chain(self.trajectory))
+        if check_order(self.reward, "reward", "reward") == "reward":
+            raise PoloptError("the reward side ends without a return: add outcome_return() or gae()")
+        check_order(self.trajectory, "trajectory", "logp")
+        if not terms(self):
+            raise PoloptError("the trajectory side has no objective: add clip() or policy_gradient()")
+
+    def replace(self, **changes: Any) -> Algorithm:
+        """A copy with fields or links replaced: `grpo().replace(clip=clip(0.2, 0.28))`.
+
+        Raises:
+          PoloptError: no field and no link has that name.
+        """
+        fields = {f.name for f in dataclasses.fields(self)}
+        new = {name: value for name, value in changes.items() if name in fields}
+        reward, trajectory = self.reward, self.trajectory
+        for name in changes.keys() - fields:
+            reward, on_reward = replace_link(reward, name, changes[name])
+            trajectory, on_trajectory = replace_link(trajectory, name, changes[name])
+            if on_reward + on_trajectory == 0:
+                known = sorted(fields | {p.split("/")[-1] for p, _ in pieces(self)})
+                raise PoloptError(f"{self.name or 'the algorithm'} has no part {name!r}"
+                                  f"{did_you_mean(name, known)} (it has {', '.join(known)})")
+        return dataclasses.replace(self, **{"reward": reward, "trajectory": trajectory, **new})
+
+
+# ---------------------------------------------------------------- what an algorithm is made of
+
+
+def pieces(alg: Algorithm) -> list[tuple[str, Transform]]:
+    """Every transform with its path, reward side first."""
+    return [*walk(alg.reward, "reward"), *walk(alg.trajectory, "trajectory")]
+
+
+def terms(alg: Algorithm) -> dict[str, list[Transform]]:
+    """{term: the transforms that write it}, in order."""
+    out: dict[str, list[Transform]] = {}
+    for _, transform in walk(alg.trajectory):
+        if transform.card.term:
+            out.setdefault(transform.card.term, []).append(transform)
+    return out
+
+
+def needs(alg: Algorithm, side: str | None = None) -> tuple[str, ...]:
+    """Recorded columns that the pieces (of one side) read."""
+    chosen = [t for _, t in pieces(alg) if side in (None, t.card.side)]
+    return tuple(sorted({name for t in chosen for name in t.needs}))
+
+
+def wants(alg: Algorithm) -> tuple[str, ...]:
+    """Differentiable columns of the current models that the loss reads, `logp` aside."""
+    return tuple(sorted({name for _, t in pieces(alg) for name in t.card.wants}))
+
+
+def coupling(alg: Algorithm) -> str:
+    """The widest scope in which rows depend on each other inside the loss: see `COUPLINGS`."""
+    return max((t.card.couples for _, t in pieces(alg)), key=COUPLINGS.index)
+
+
+def single_step(alg: Algorithm) -> bool:
+    """Whether a rollout batch is one optimiser step, so that every ratio starts and stays at 1."""
+    return alg.update.epochs * alg.update.minibatches == 1
+
+
+# ---------------------------------------------------------------- memory
+
+
+def init(alg: Algorithm, *, prompts: int = 0) -> State:
+    """The memory of an algorithm's pieces, empty for most.
+
+    Args:
+      prompts: how many prompts the data set has, for pieces that keep one number per prompt.
+    """
+    state: State = {clock: {} for clock in CLOCKS}
+    for path, transform in pieces(alg):
+        if transform.card.clock and transform.hooks.init:
+            made = transform.hooks.init(prompts, **transform.arguments())
+            state[transform.card.clock][path] = made
+    return state
+
+
+def advance(alg: Algorithm, state: State, info: Info) -> State:
+    """Memory after one optimiser step, from the step's merged info."""
+    update = dict(state["update"])
+    for path, transform in pieces(alg):
+        if path in update and transform.hooks.advance:
+            update[path] = transform.hooks.advance(update[path], info, **transform.arguments())
+    return {**state, "update": update}
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def prepare(
+    alg: Algorithm,
+    trajectories: Trajectories,
+    *,
+    state: State | None = None,
+    key: Array | None = None,
+    step_of: Array | None = None,
+) -> tuple[Prepared, State]:
+    """Credit and weights of a whole rollout batch. Pure, global, constant in the loss.
+
+    Args:
+      trajectories: the batch; recorded columns that the pieces need must be there.
+      state: memory from `init`; not needed for methods without memory.
+      key: for pieces that draw; addressed by row id and position.
+      step_of: i32[N], the optimiser step each row belongs to; all rows in one step if not given.
+
+    Raises:
+      PoloptError: a needed column is missing, or memory or a key is.
+    """
+    state = state if state is not None else init(alg)
+    _check_columns(alg, trajectories, step_of)
+    trajectories = _clean(trajectories)
+    credit, rollout = _reward_side(alg, trajectories, state, key)
+    keep = credit.keep & trajectories.action_mask
+    value = jnp.where(keep & trajectories.scored[:, None], credit.per_token(), 0)
+    before = {
+        path: transform.hooks.before(trajectories, credit, **transform.arguments())
+        for path, transform in walk(alg.trajectory, "trajectory")
+        if transform.hooks.before
+    }
+    step = jnp.zeros_like(trajectories.id) if step_of is None else step_of
+    members = {name: _members(writers, trajectories, keep) for name, writers in terms(alg).items()}
+    rows = Rows(
+        credit=jax.lax.stop_gradient(value), mask=keep, members=members, weights={}, before=before,
+        columns={**_columns(alg, trajectories), **credit.targets},
+        group=trajectories.group, turn=trajectories.turn, id=trajectories.id, step=step,
+    )
+    shared = {"memory": state["update"], "key": key}
+    prepared = reweigh(alg, Prepared(rows=rows, shared=shared), step)
+    return prepared, {**state, "rollout": rollout}
+
+
+def reweigh(alg: Algorithm, prepared: Prepared, step_of: Array) -> Prepared:
+    """The same credit with the denominators of another assignment of rows to optimiser steps."""
+    window = Window(step=jnp.where(_real(prepared.rows), step_of, -1),
+                    group=prepared.rows.group, turn=prepared.rows.turn)
+    weights = {}
+    for name, writers in terms(alg).items():
+        how = next((t.aggregate for t in writers if t.aggregate is not None), alg.aggregate)
+        weights[name] = how.fn(prepared.rows.members[name], window, **how.arguments())
+    rows = dataclasses.replace(prepared.rows, weights=weights, step=step_of)
+    return dataclasses.replace(prepared, rows=rows)
+
+
+def _real(rows: Rows) -> Array:
+    return rows.group >= 0
+
+
+def _check_columns(alg: Algorithm, trajectories: Trajectories, step_of: Array | None) -> None:
+    known = set(trajectories.columns) | {"logp_sampler", "log_keep"}
+    optional = {"logp_old"} if single_step(alg) and step_of is None else set()
+    early = set(needs(alg, "reward"))
+    early |= {n for _, t in walk(alg.trajectory) if t.hooks.before for n in t.needs}
+    missing = [n for n in needs(alg) if n not in known and (n in early or n not in optional)]
+    if missing:
+        users = [t.name for _, t in pieces(alg) if missing[0] in t.needs]
+        raise PoloptError(f"{users[0]} needs the column {missing[0]!r}: put it into "
+                          f"Trajectories.columns (there are {', '.join(sorted(known))})")
+
+
+def _clean(trajectories: Trajectories) -> Trajectories:
+    """Zero what stands outside the action mask, so that a NaN planted there changes nothing."""
+    mask = trajectories.action_mask
+
+    def clean(x: Array) -> Array:
+        if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+        return jnp.where(inside, _full(x), 0)
+
+    real = jnp.arange(mask.shape[1]) < trajectories.length[:, None]
+    scored = trajectories.scored[:, None] & real
+    parts = {name: jnp.where(scored, _full(x), 0) for name, x in trajectories.reward_parts.items()}
+    return dataclasses.replace(
+        trajectories, reward_parts=parts,
+        logp_sampler=clean(trajectories.logp_sampler), log_keep=clean(trajectories.log_keep),
+        columns=jax.tree.map(clean, trajectories.columns),
+    )
+
+
+def _full(x: Array) -> Array:
+    """At least float32: bfloat16 columns are computed with, never in."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _reward_side(
+    alg: Algorithm, trajectories: Trajectories, state: State, key: Array | None
+) -> tuple[Credit, dict[str, Any]]:
+    rollout = dict(state["rollout"])
+
+    def call(path: str, transform: Transform, credit: Credit) -> Credit:
+        extra = _extras(path, transform, state, key)
+        out = transform.fn(credit, trajectories, **transform.arguments(), **extra)
+        if transform.card.clock == "rollout":
+            out, rollout[path] = out
+        return out
+
+    total = sum(trajectories.reward_parts.values(), jnp.zeros(trajectories.tokens.shape))
+    start = Credit(reward=total, keep=trajectories.action_mask)
+    return run(alg.reward, start, call, _add_credits, "reward"), rollout
+
+
+def _extras(path: str, transform: Transform, state: State, key: Array | None) -> dict[str, Any]:
+    extra: dict[str, Any] = {}
+    if takes(transform.fn, "memory"):
+        memory = state.get(transform.card.clock or "", {})
+        if path not in memory:
+            raise PoloptError(f"{transform.name} keeps memory: pass state=polopt.init(alg)")
+        extra["memory"] = memory[path]
+    if takes(transform.fn, "key"):
+        if key is None:
+            raise PoloptError(f"{transform.name} draws at random: pass key=jax.random.key(seed)")
+        extra["key"] = jax.random.fold_in(key, sum(path.encode()))
+    return extra
+
+
+def _add_credits(start: Credit, outs: list[Credit], weights: tuple) -> Credit:
+    keep = outs[0].keep
+    for out in outs[1:]:
+        keep = keep & out.keep
+    targets = {name: x for out in outs for name, x in out.targets.items()}
+    made = dataclasses.replace(start, keep=keep, targets=targets)
+    if all(out.value is None for out in outs):
+        total = sum(w * out.sequence for w, out in zip(weights, outs, strict=True))
+        return dataclasses.replace(made, sequence=total)
+    total = sum(w * out.per_token() for w, out in zip(weights, outs, strict=True))
+    return dataclasses.replace(made, sequence=None, value=total)
+
+
+def _columns(alg: Algorithm, trajectories: Trajectories) -> dict[str, Array]:
+    known = {"logp_sampler": trajectories.logp_sampler, "log_keep": trajectories.log_keep,
+             **trajectories.columns}
+    return {name: known[name] for name in needs(alg, "trajectory") if name in known}
+
+
+def _members(writers: list[Transform], trajectories: Trajectories, keep: Array) -> Array:
+    for transform in writers:
+        if transform.hooks.members:
+            return transform.hooks.members(trajectories, keep, **transform.arguments())
+    return keep
+
+
+# ---------------------------------------------------------------- loss
+
+
+def loss(alg: Algorithm, outputs: PolicyOutputs, prepared: Prepared) -> tuple[Array, Info]:
+    """The loss of any slice of the prepared rows: slices sum to the whole, without a mean.
+
+    Args:
+      outputs: what the current models say of the same rows.
+
+    Returns:
+      The scalar to minimise, and mergeable measurements.
+    """
+    rows = prepared.rows
+    outputs = _clean_outputs(outputs, rows.mask)
+    zero = jnp.zeros_like(outputs.logp)
+    start = Surrogate(logp=outputs.logp, log_ratio=zero, ratio=zero + 1)
+    columns = dict(rows.columns)
+    if "logp_old" not in columns:  # one optimiser step per batch: prepare has checked it
+        columns["logp_old"] = jax.lax.stop_gradient(outputs.logp)
+    rows = dataclasses.replace(rows, columns=columns)
+    shared = prepared.shared
+
+    def call(path: str, transform: Transform, surrogate: Surrogate) -> Surrogate:
+        extra = _extras(path, transform, {"update": shared["memory"]}, shared["key"])
+        context = Context(credit=rows.credit, mask=rows.mask, rows=rows, outputs=outputs.columns,
+                          before=rows.before.get(path, {}), shared=shared)
+        return transform.fn(surrogate, context, **transform.arguments(), **extra)
+
+    done = run(alg.trajectory, start, call, _add_surrogates, "trajectory")
+    total, info = zero.sum(), dict(done.info)
+    if "entropy" in outputs.columns:
+        info["policy/entropy"] = token_info(outputs.columns["entropy"], rows.mask)
+    for name, term in done.terms.items():
+        objective, weight = weighted(term, rows.weights[name])
+        total -= objective
+        info[f"objective/{name}"] = Mean(sum=objective, weight=weight)
+    return total, info
+
+
+def weighted(term: Term, weights: Array) -> tuple[Array, Array]:
+    """Σ weight·objective over the term's mask, and the weight of the slice."""
+    counted = term.mask & (weights > 0)
+    return jnp.sum(jnp.where(counted, weights * term.objective, 0)), jnp.sum(weights)
+
+
+def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:
+    def clean(x: Array) -> Array:
+        inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+        return jnp.where(inside, _full(x), 0)
+
+    return jax.tree.map(clean, outputs)
+
+
+def _add_surrogates(start: Surrogate, outs: list[Surrogate], weights: tuple) -> Surrogate:
+    total: dict[str, Term] = dict(start.terms)
+    for weight, out in zip(weights, outs, strict=True):
+        for name, term in out.terms.items():
+            objective = jnp.where(term.mask, weight * term.objective, 0)
+            mask = term.mask
+            if name in total:
+                objective, mask = objective + total[name].objective, mask | total[name].mask
+            total[name] = Term(objective=objective, mask=mask)
+    info = {name: entry for out in outs for name, entry in out.info.items()}
+    return dataclasses.replace(outs[-1], terms=total, info=info)
+
+
+def objective(alg: Algorithm) -> Callable[[PolicyOutputs, Trajectories], tuple[Array, Info]]:
+    """`f(outputs, trajectories) -> (loss, info)`: everything in one pure call.
+
+    For people with their own loop: the batch is one optimiser step, credit and weights are
+    computed inside. For micro-batches, call `prepare` once and `loss` on slices.
+    """
+
+    def f(outputs: PolicyOutputs, trajectories: Trajectories) -> tuple[Array, Info]:
+        prepared, _ = prepare(alg, trajectories)
+        return loss(alg, outputs, prepared)
+
+    return f
+
+
+def lengths(prepared: Prepared) -> Array:
+    """f32[N]: trained tokens per row."""
+    return row_length(prepared.rows.mask)

@@ -1,0 +1,239 @@
+"""The chunked head: columns of scored tokens from hidden states, a chunk of logits at a time.
+
+Logits `[N,T,V]` are never built. Scored positions are compacted first, and a loop whose trip count
+follows their number turns one chunk of hidden rows into logits `f32[C,V]`, hands them to the
+columns' functions and forgets them. The backward pass computes each chunk's logits again, pulls
+the cotangent through the functions, and adds to the gradient of hidden states and unembedding.
+It is our own rule: JAX cannot reverse a loop whose length is only known at run time. Hence one
+derivative of the columns exists, in reverse mode; second derivatives do not.
+
+Letters: `M` flat positions (`N * T`), `C` rows of a chunk, `R` positions in the loop's order (`M`
+rounded up to whole chunks), `V` vocabulary, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polopt.models.columns import Column
+from polopt.types import Array
+
+Columns = tuple[Column, ...]
+
+# One chunk of float32 logits of one model, unless that would be fewer rows than keep a matrix
+# unit busy: a chunk's rows share one reading of the unembedding and of its gradient.
+CHUNK_BYTES = 2**26
+MIN_ROWS = 128
+
+
+class Head(NamedTuple):
+    """What one model brings: the states that predict, and the matrix that reads them."""
+
+    hidden: Array  # [M,D]
+    unembedding: Array  # [V,D]
+
+
+class Rows(NamedTuple):
+    """Which positions are scored, in order, and what each needs."""
+
+    position: Array  # i32[R] scored flat positions, ascending, then `M` as padding
+    chunks: Array  # i32[] chunks that hold a scored position
+    source: Array  # i32[M] the hidden row that predicts each position
+    token: Array  # i32[M]
+    temperature: Array  # f32[M]
+
+
+def default_chunk(vocabulary: int, models: int = 1) -> int:
+    """Rows of a chunk: as many as `CHUNK_BYTES` of float32 logits hold, at least `MIN_ROWS`.
+
+    >>> default_chunk(8_192), default_chunk(65_536), default_chunk(262_144)
+    (2048, 256, 128)
+    """
+    return max(MIN_ROWS, CHUNK_BYTES // (4 * vocabulary * models) // 8 * 8)
+
+
+def select_rows(scored: Array, token: Array, temperature: Array, chunk: int) -> Rows:
+    """Compact the scored positions.
+
+    Args:
+      scored: bool[N,T], False at t = 0.
+      token: i32[N,T].
+      temperature: f32[N].
+      chunk: rows of a chunk.
+
+    Returns:
+      Rows over the `M = N * T` flat positions; position p is predicted by hidden row p - 1.
+    """
+    N, T = scored.shape
+    M = N * T
+    everywhere = jnp.arange(M, dtype=jnp.int32)
+    position = jnp.sort(jnp.where(scored.reshape(M), everywhere, M))
+    count = jnp.sum(scored, dtype=jnp.int32)
+    return Rows(
+        position=jnp.pad(position, (0, -M % chunk), constant_values=M),
+        chunks=_shared_bound((count + chunk - 1) // chunk),
+        source=jnp.maximum(everywhere - 1, 0),
+        token=token.reshape(M),
+        temperature=jnp.repeat(temperature, T),
+    )
+
+
+@jax.custom_batching.custom_vmap
+def _shared_bound(chunks: Array) -> Array:
+    """A loop bound that stays one number under vmap; a lane's surplus chunks are all padding."""
+    return chunks
+
+
+@_shared_bound.def_vmap
+def _(size: int, batched: Any, chunks: Array) -> tuple[Array, bool]:
+    return jnp.max(chunks), False
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def head_columns(
+    columns: Columns, chunk: int, moving: dict[str, Head], fixed: dict[str, Head], rows: Rows
+) -> dict[str, Any]:
+    """The columns of every scored position; exactly zero elsewhere.
+
+    Args:
+      columns: what to compute of each chunk of logits.
+      chunk: rows of a chunk.
+      moving: models with a gradient.
+      fixed: models without.
+      rows: what to score.
+
+    Returns:
+      {column: pytree of [M, ...]}. Floating leaves are differentiable in `moving`.
+    """
+
+    heads = {**moving, **fixed}
+
+    def evaluate(i: Array) -> tuple[_Part, dict[str, Any]]:
+        part = _Part.read(rows, i, chunk)
+        return part, _evaluate(columns, part.logits(heads), part.token)
+
+    def body(i: Array, out: dict[str, Any]) -> dict[str, Any]:
+        part, new = evaluate(i)
+        return jax.tree.map(part.write, out, new)
+
+    M = rows.token.shape[0]
+    shapes = jax.eval_shape(lambda: evaluate(jnp.int32(0))[1])
+    out = jax.tree.map(lambda leaf: jnp.zeros((M, *leaf.shape[1:]), leaf.dtype), shapes)
+    return lax.fori_loop(0, rows.chunks, body, out)
+
+
+def _forward(columns: Columns, chunk: int, moving: Any, fixed: Any, rows: Rows):
+    return head_columns(columns, chunk, moving, fixed, rows), (moving, fixed, rows)
+
+
+def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any]):
+    moving, fixed, rows = saved
+
+    def body(i: Array, total: dict[str, Head]) -> dict[str, Head]:
+        part = _Part.read(rows, i, chunk)
+        constant = part.logits(fixed)
+
+        def floats(logits: dict[str, Array]) -> list[Array]:
+            return _float_leaves(_evaluate(columns, {**logits, **constant}, part.token))
+
+        _, pull = jax.vjp(floats, part.logits(moving))
+        (change,) = pull([part.take(leaf) for leaf in _float_leaves(cotangent)])
+        return {name: part.add(total[name], moving[name], change[name]) for name in moving}
+
+    zero = {
+        name: Head(
+            jnp.zeros_like(head.hidden), jnp.zeros(head.unembedding.shape, _wide(head.unembedding))
+        )
+        for name, head in moving.items()
+    }
+    total = lax.fori_loop(0, rows.chunks, body, zero)
+    gradient = {
+        name: Head(total[name].hidden, total[name].unembedding.astype(head.unembedding.dtype))
+        for name, head in moving.items()
+    }
+    return gradient, None, None
+
+
+head_columns.defvjp(_forward, _backward)
+
+
+def _evaluate(columns: Columns, logits: dict[str, Array], token: Array) -> dict[str, Any]:
+    return {
+        column.name: column.fn(
+            {model: logits[model] for model in column.models}, token, *column.settings
+        )
+        for column in columns
+    }
+
+
+def _float_leaves(tree: Any) -> list[Array]:
+    """The leaves that carry a gradient: ids of tokens do not (their cotangents are float0)."""
+    leaves = jax.tree.leaves(tree)
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _wide(x: Array) -> Any:
+    """float32, or float64 for float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+class _Part(NamedTuple):
+    """The rows of one chunk. Padding rows read zeros and are never written."""
+
+    position: Array  # i32[C], `M` on padding
+    live: Array  # bool[C]
+    source: Array  # i32[C]
+    token: Array  # i32[C]
+    scale: Array  # f32[C,1] one over the temperature
+
+    @classmethod
+    def read(cls, rows: Rows, i: Array, chunk: int) -> _Part:
+        position = lax.dynamic_slice_in_dim(rows.position, i * chunk, chunk)
+        live = position < rows.token.shape[0]
+        at = jnp.where(live, position, 0)
+        return cls(
+            position=position,
+            live=live,
+            source=rows.source[at],
+            token=rows.token[at],
+            scale=1 / jnp.where(live, rows.temperature[at], 1)[:, None],
+        )
+
+    def states(self, head: Head) -> Array:
+        """[C,D] in the type of the unembedding, which decides the type of the product."""
+        rows = jnp.where(self.live[:, None], head.hidden[self.source], 0)
+        return rows.astype(head.unembedding.dtype)
+
+    def logits(self, heads: dict[str, Head]) -> dict[str, Array]:
+        """{model: [C,V]} divided by the temperature, in float32 (float64 for float64)."""
+        return {
+            name: _product("cd,vd->cv", self.states(head), head.unembedding) * self.scale
+            for name, head in heads.items()
+        }
+
+    def take(self, column: Array) -> Array:
+        """[C, ...] of [M, ...]; zero on padding."""
+        return column.at[self.position].get(mode="fill", fill_value=0)
+
+    def write(self, column: Array, new: Array) -> Array:
+        return column.at[self.position].set(new, mode="drop", indices_are_sorted=True)
+
+    def add(self, total: Head, head: Head, change: Array) -> Head:
+        """Add what the chunk's `change f32[C,V]` of the logits makes of the gradient."""
+        change = jnp.where(self.live[:, None], change * self.scale, 0)
+        change = change.astype(head.unembedding.dtype)
+        hidden = _product("cv,vd->cd", change, head.unembedding).astype(total.hidden.dtype)
+        source = jnp.where(self.live, self.source, total.hidden.shape[0])
+        return Head(
+            total.hidden.at[source].add(hidden, mode="drop"),
+            total.unembedding + _product("cv,cd->vd", change, self.states(head)),
+        )
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=_wide(b))

@@ -1,0 +1,152 @@
+"""`score`: what models say of trajectories, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+
+from polopt.errors import PoloptError
+from polopt.models.columns import Column, by_name
+from polopt.models.head import Head, default_chunk, head_columns, select_rows
+from polopt.types import Array, PolicyOutputs, Trajectories
+
+
+class Language(Protocol):
+    """What `score` asks of a policy, teacher or reference: `LanguageModel` has it."""
+
+    def hidden(self, params: Any, tokens: Array) -> Array:
+        """[N,T,D]: the state after each token, final norm applied."""
+        ...
+
+    def unembedding(self, params: Any) -> Array:
+        """[V,D]: logits are `hidden @ unembedding.T`."""
+        ...
+
+
+class Value(Protocol):
+    """What `score` asks of a critic: `ValueModel` has it."""
+
+    def value(self, params: Any, tokens: Array) -> Array:
+        """f32[N,T]: entry [n,t] is the value of the state before `tokens[n,t]`."""
+        ...
+
+
+def score(
+    models: Mapping[str, tuple[Any, Any]],
+    trajectories: Trajectories,
+    want: Sequence[str | Column] = ("logp",),
+    *,
+    chunk: int | None = None,
+    shards: int = 1,
+) -> PolicyOutputs:
+    """Columns of every action token under the models, differentiable in policy and critic.
+
+    Entry [n,t] speaks of `tokens[n,t]` given all tokens before it, with logits divided by
+    `temperature[n]` and a float32 softmax. Entries outside `action_mask`, at or after `length`, and
+    at t = 0 (which nothing predicts) are exactly zero with exactly zero gradient, and the head
+    spends nothing on them: its work follows the number of scored tokens, its memory is one chunk of
+    logits. Pure; works under jit, vmap, pmap, scan and reverse-mode grad (once: neither forward
+    mode nor second derivatives).
+
+    Args:
+      models: {name: (module, params)}. Columns read "policy", "teacher", "reference" or any other
+        name that they mention; "value" reads "critic". A module has `hidden` and `unembedding`
+        (`Language`), a critic has `value` (`Value`). Modules are static: close over them in jit.
+      trajectories: the record; `tokens i32[N,T]`, `action_mask`, `length` and `temperature` are
+        read.
+      want: "logp", "logp_ref", "logp_teacher", "entropy", "sum_prob_sq", "value", or a `Column`
+        from `polopt.models.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`, your own.
+      chunk: positions whose logits exist at one time; by default as many as fit 64 MiB, at
+        least 128.
+      shards: number of equal blocks of rows that are compacted apart and walked in step. Under
+        `jit` with the rows sharded over devices give their number: then no hidden state leaves its
+        device. Must divide N. `chunk` counts per block.
+
+    Returns:
+      PolicyOutputs: `logp f32[N,T]` (None unless "logp" is wanted) and `columns` {name: [N,T] or
+      [N,T,K]} of everything else.
+
+    Raises:
+      PoloptError: an unknown or repeated column, a column that reads a model which is not given,
+        vocabularies that differ, a `chunk` below 1, `shards` that does not divide N.
+    """
+    columns = tuple(by_name(w) if isinstance(w, str) else w for w in want if w != "value")
+    _check(models, columns, want)
+    N, T = trajectories.tokens.shape
+    before_end = jnp.arange(T)[None, :] < trajectories.length[:, None]
+    scored = (trajectories.action_mask & before_end).at[:, 0].set(False)
+    out = {}
+    if columns:
+        out = _score_language(models, trajectories, scored, columns, chunk, shards)
+    if "value" in want:
+        module, params = models["critic"]
+        out["value"] = jnp.where(scored, module.value(params, trajectories.tokens), 0)
+    return PolicyOutputs(logp=cast(Array, out.pop("logp", None)), columns=out)
+
+
+def _check(
+    models: Mapping[str, Any], columns: Sequence[Column], want: Sequence[str | Column]
+) -> None:
+    names = [column.name for column in columns] + [w for w in want if w == "value"]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise PoloptError(f"score: want names {', '.join(repeated)} more than once")
+    needs = {column.name: column.models for column in columns}
+    if "value" in want:
+        needs["value"] = ("critic",)
+    for name, needed in needs.items():
+        missing = [model for model in needed if model not in models]
+        if missing:
+            raise PoloptError(
+                f"score: {name} reads the model {missing[0]!r}; models are {', '.join(models)}"
+            )
+
+
+def _score_language(
+    models: Mapping[str, tuple[Any, Any]],
+    trajectories: Trajectories,
+    scored: Array,
+    columns: tuple[Column, ...],
+    chunk: int | None,
+    shards: int,
+) -> dict[str, Any]:
+    N, T = scored.shape
+    if shards < 1 or N % shards:
+        raise PoloptError(f"score: shards is {shards}; give a divisor of the {N} rows")
+    needed = dict.fromkeys(model for column in columns for model in column.models)
+    heads = {name: _head(name, *models[name], trajectories.tokens) for name in needed}
+    sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
+    if len(set(sizes.values())) > 1:
+        raise PoloptError(f"score: columns compare equal vocabularies; these have {sizes}")
+    if chunk is None:
+        chunk = default_chunk(next(iter(sizes.values())), len(heads))
+    if chunk < 1:
+        raise PoloptError(f"score: chunk is {chunk}; give 1 or more positions")
+    chunk = min(chunk, -(-N * T // shards // 8) * 8)
+
+    def block(hidden: dict[str, Array], scored: Array, tokens: Array, temperature: Array):
+        n = scored.shape[0]
+        flat = {
+            name: Head(hidden[name].reshape(n * T, -1), heads[name].unembedding) for name in heads
+        }
+        moving = {name: flat.pop(name) for name in ("policy",) if name in flat}
+        rows = select_rows(scored, tokens, temperature, chunk)
+        out = head_columns(columns, chunk, moving, flat, rows)
+        return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
+
+    hidden = {name: head.hidden for name, head in heads.items()}
+    rows = (hidden, scored, trajectories.tokens, trajectories.temperature)
+    if shards == 1:
+        return block(*rows)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(shards, N // shards, *leaf.shape[1:]), rows)
+    return jax.tree.map(lambda leaf: leaf.reshape(N, *leaf.shape[2:]), jax.vmap(block)(*rows))
+
+
+def _head(name: str, module: Any, params: Any, tokens: Array) -> Head:
+    """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is the policy."""
+    if name != "policy":
+        params = jax.lax.stop_gradient(params)
+    return Head(module.hidden(params, tokens), module.unembedding(params))

@@ -1,0 +1,146 @@
+"""Exponentials that cannot overflow, and sums over tokens, groups and steps.
+
+Group operations are segment operations, `O(N)`: any order of rows, ragged groups. Every row sum
+goes back to its rows, so callers never see a segment axis. Group id -1 (padding) is ignored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from polopt.types import Array, Mean
+
+TOKEN_LIMIT = 20.0
+SEQUENCE_LIMIT = 10.0
+
+
+def safe_exp(x: Array, limit: float = TOKEN_LIMIT) -> Array:
+    """exp(x) with the exponent held in [-limit, limit], and zero gradient beyond.
+
+    Differs from the papers only beyond the limit: exp(20) is 4.9e8, a ratio that no trust region
+    means to keep.
+
+    >>> float(safe_exp(jnp.float32(0.0)))
+    1.0
+    >>> float(jax.grad(safe_exp)(jnp.float32(80.0)))
+    0.0
+    """
+    return jnp.exp(jnp.clip(x, -limit, limit))
+
+
+def stop(x: Array) -> Array:
+    """sg[x]: a constant in the gradient."""
+    return jax.lax.stop_gradient(x)
+
+
+def masked_sum(x: Array, mask: Array, axis: int | None = None) -> Array:
+    """Sum of `x` where `mask`; what stands elsewhere is never read, NaN and inf included."""
+    return jnp.sum(jnp.where(mask, x, 0), axis=axis)
+
+
+def token_info(x: Array, mask: Array) -> Mean:
+    """The mean over tokens of a measurement, as a mergeable pair."""
+    x = jax.lax.stop_gradient(x)
+    return Mean(sum=jnp.sum(jnp.where(mask, x, 0)), weight=jnp.sum(mask, dtype=x.dtype))
+
+
+def row_length(mask: Array) -> Array:
+    """f32[N]: the number of masked-in tokens L_i of each row."""
+    return jnp.sum(mask, axis=-1, dtype=jnp.float32)
+
+
+def row_mean(x: Array, mask: Array) -> Array:
+    """f32[N]: mean over the masked-in tokens of each row, zero for a row without any."""
+    return masked_sum(x, mask, axis=-1) / jnp.maximum(row_length(mask), 1)
+
+
+def _segments(ids: Array, n: int) -> Array:
+    return jnp.where(ids < 0, n, ids)
+
+
+def segment_total(x: Array, ids: Array) -> Array:
+    """[N]: for each row the sum of `x[N]` over the rows with its id; zero for id -1.
+
+    >>> segment_total(jnp.array([1., 2., 3.]), jnp.array([0, 1, 0])).tolist()
+    [4.0, 2.0, 4.0]
+    """
+    n = ids.shape[0]
+    total = jax.ops.segment_sum(x, _segments(ids, n), num_segments=n + 1)
+    return jnp.where(ids < 0, 0, total[_segments(ids, n)])
+
+
+def segment_max(x: Array, ids: Array) -> Array:
+    """[N]: for each row the maximum of `x[N]` over the rows with its id."""
+    n = ids.shape[0]
+    return jax.ops.segment_max(x, _segments(ids, n), num_segments=n + 1)[_segments(ids, n)]
+
+
+def segment_count(ids: Array) -> Array:
+    """f32 scalar: the number of distinct ids that are not -1."""
+    n = ids.shape[0]
+    present = jnp.zeros(n + 1).at[_segments(ids, n)].max(1.0)
+    return jnp.sum(present[:n])
+
+
+def group_mean(x: Array, ids: Array, weight: Array) -> Array:
+    """[N]: weighted mean of `x` over each row's group, zero where the group has no weight."""
+    total = segment_total(jnp.where(weight > 0, x, 0) * weight, ids)
+    return total / jnp.maximum(segment_total(weight, ids), _tiny(weight))
+
+
+def centre(x: Array, ids: Array, weight: Array) -> Array:
+    """[N]: x minus its group's mean; *exactly* zero where all counted members are equal.
+
+    Rounding in the mean of equal rewards would otherwise leave 1e-8, which a division by a
+    standard deviation of 1e-8 turns into a credit of order one.
+    """
+    counted = weight > 0
+    low = -segment_max(jnp.where(counted, -x, -jnp.inf), ids)
+    high = segment_max(jnp.where(counted, x, -jnp.inf), ids)
+    centred = x - group_mean(x, ids, weight)
+    return jnp.where(counted & (high > low), centred, 0)
+
+
+def group_std(x: Array, ids: Array, weight: Array, ddof: int) -> Array:
+    """[N]: standard deviation of `x` over each row's group; zero for equal members.
+
+    `sqrt(Σ w·(x−mean)² / (Σ w − ddof))`, scaled so that rewards of 1e30 do not overflow.
+    """
+    centred = centre(x, ids, weight)
+    scale = segment_max(jnp.abs(centred), ids)
+    unit = centred / jnp.where(scale > 0, scale, 1)
+    total = segment_total(weight * unit**2, ids)
+    count = segment_total(weight, ids)
+    return scale * jnp.sqrt(total / jnp.maximum(count - ddof, _tiny(weight)))
+
+
+def _tiny(x: Array) -> float:
+    return float(jnp.finfo(x.dtype).tiny)
+
+
+def suffix_sum(x: Array, gamma: float | Array, mask: Array) -> Array:
+    """[N,T]: discounted sums to the right, Σ_{s≥t} γ^{k(t,s)} x_s over masked-in tokens.
+
+    `k` counts masked-in tokens, so an observation neither earns nor discounts: the running value
+    is carried through it unchanged.
+    """
+
+    def step(carry: Array, column: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, counted = column
+        carry = jnp.where(counted, value + gamma * carry, carry)
+        return carry, carry
+
+    columns = (jnp.where(mask, x, 0).T, mask.T)
+    return jax.lax.scan(step, jnp.zeros_like(x[:, 0]), columns, reverse=True)[1].T
+
+
+def uniform_by_identity(key: Array, ids: Array, width: int) -> Array:
+    """f32[N,width] uniforms addressed by row id and position, whatever the batch around them."""
+
+    def row(i: Array) -> Array:
+        positions = jnp.arange(width)
+        keys = jax.vmap(lambda t: jax.random.fold_in(jax.random.fold_in(key, i), t))(positions)
+        return jax.vmap(jax.random.uniform)(keys)
+
+    return jax.vmap(row)(ids)

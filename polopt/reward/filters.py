@@ -1,0 +1,42 @@
+"""Filters: tokens that leave numerator and denominator because of how their row ended."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from polopt.numerics import centre, segment_max
+from polopt.reward.returns import episode_return, episode_weight
+from polopt.transform import piece
+from polopt.types import Array, Credit, Trajectories, truncated
+
+
+def spread(trajectories: Trajectories, part: str | None = None) -> Array:
+    """bool[N]: the recorded rewards of the row's group are not all equal.
+
+    Args:
+      part: the reward component to look at; all of them summed if None.
+    """
+    parts = trajectories.reward_parts
+    reward = sum(parts.values()) if part is None else parts[part]
+    weight = episode_weight(trajectories)
+    centred = centre(episode_return(reward, trajectories), trajectories.group, weight)
+    return segment_max(abs(centred), trajectories.group) > 0
+
+
+@piece("reward", formula="keep_i = 0 if all R of the group are equal",
+       source="DAPO, 2503.14476, eq. 11", repairs=("dead_groups",),
+       differs=("looks at the recorded reward, not at the shaped one, as the paper's filter on"
+                " accuracy does",))
+def drop_zero_spread_groups(
+    credit: Credit, trajectories: Trajectories, *, part: str | None = None
+) -> Credit:
+    """Take unanimous groups out of the batch: they have no gradient, only a denominator."""
+    return dataclasses.replace(credit, keep=credit.keep & spread(trajectories, part)[:, None])
+
+
+@piece("reward", formula="keep_i = 0 if the row was cut by a limit",
+       source="DAPO, 2503.14476, sec. 3.4 (overlong filtering)", repairs=("truncation_noise",),
+       differs=("the row still counts in its group's statistics, as in TRL",))
+def drop_truncated(credit: Credit, trajectories: Trajectories) -> Credit:
+    """Take truncated rows out of the loss."""
+    return dataclasses.replace(credit, keep=credit.keep & ~truncated(trajectories.stop)[:, None])

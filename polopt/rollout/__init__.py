@@ -1,0 +1,6 @@
+"""Rollout: prompts in, completions and the record of how they were drawn out."""
+
+from polopt.rollout.draw import Decoding
+from polopt.rollout.sampler import Generated, generate
+
+__all__ = ["Decoding", "Generated", "generate"]

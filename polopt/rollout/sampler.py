@@ -1,0 +1,190 @@
+"""The sampler: completions of a batch of prompts, as one pure function.
+
+Each prompt is read once; its keys and values are held once and shared by the rows of its group.
+Rows decode together until the last of them has stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from polopt.errors import PoloptError
+from polopt.models import Cache, LanguageModel, Params
+from polopt.rollout.draw import Decoding, Drawn, draw, row_keys, uniform_at
+from polopt.types import Array, Stop, record
+
+
+@record
+class Generated:
+    """Completions, padded on the right with token 0 and log-probabilities 0."""
+
+    tokens: Array  # i32[N,C] the token that stopped a row is part of it
+    length: Array  # i32[N] real tokens are [0, length)
+    logp_sampler: Array  # f32[N,C] under the filtered distribution that was drawn from
+    log_keep: Array  # f32[N,C] log of the mass that filters kept; the sum is unfiltered
+    stop: Array  # i32[N] Stop.EOS, STOP_TOKEN or LENGTH; NONE where the prompt is padding
+
+
+class _State(NamedTuple):
+    step: Array  # i32[] tokens written so far
+    token: Array  # i32[N] the last of them
+    running: Array  # bool[N]
+    cache: Cache
+    out: Generated
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("group_size", "max_new_tokens", "eos_ids", "stop_ids", "allowed_vocab"),
+)
+def generate(
+    model: LanguageModel,
+    params: Params,
+    prompts: Array,
+    prompt_lengths: Array,
+    ids: Array,
+    *,
+    key: Array,
+    group_size: int,
+    max_new_tokens: int,
+    decoding: Decoding,
+    eos_ids: tuple[int, ...],
+    stop_ids: tuple[int, ...] = (),
+    allowed_vocab: int | None = None,
+) -> Generated:
+    """Complete every prompt `group_size` times.
+
+    A token depends on the key, its row's id, its position and what precedes it; not on the shape
+    or order of the batch (up to the rounding of the logits, which decides a draw only when its
+    uniform number falls on an edge of the distribution).
+
+    Args:
+      model: the decoder.
+      params: its weights.
+      prompts: i32[P,S], padded on the right.
+      prompt_lengths: i32[P]; a prompt of length 0 is padding and gets empty completions.
+      ids: i32[N], N = P * group_size, unique in the run; row n completes prompt n // group_size.
+      key: of the run: a draw is `fold_in(fold_in(key, id), position)`.
+      group_size: completions per prompt, at least 1.
+      max_new_tokens: C, at least 1.
+      decoding: temperature and filters.
+      eos_ids: tokens that end a row with Stop.EOS; () if there is none.
+      stop_ids: further tokens that end a row, with Stop.STOP_TOKEN.
+      allowed_vocab: ids at or above it are never drawn (a padded vocabulary).
+
+    Returns:
+      Generated.
+
+    Raises:
+      PoloptError: shapes that disagree, or a row that could outgrow the model.
+    """
+    _check(model, prompts, prompt_lengths, ids, group_size, max_new_tokens, allowed_vocab)
+    N, C = ids.shape[0], max_new_tokens
+    keys = row_keys(key, ids)
+
+    def choose(hidden: Array, step: Array) -> Drawn:
+        logits = model.logits(params, hidden)
+        return draw(logits, uniform_at(keys, step), decoding, allowed_vocab=allowed_vocab)
+
+    def advance(state: _State) -> _State:
+        cache, hidden = model.decode(params, prompt, state.cache, state.token, state.step - 1)
+        drawn = choose(hidden, state.step)
+        return _append(state._replace(cache=cache), drawn, eos_ids, stop_ids)
+
+    prompt, hidden = model.prefill(params, prompts, prompt_lengths)
+    running = jnp.repeat(prompt_lengths > 0, group_size)
+    start = _State(
+        step=jnp.int32(0),
+        token=jnp.zeros(N, jnp.int32),
+        running=running,
+        cache=model.empty_cache(N, C),
+        out=_empty(N, C),
+    )
+    first = choose(jnp.repeat(hidden, group_size, 0), start.step)
+    state = jax.lax.while_loop(
+        lambda state: (state.step < C) & state.running.any(),
+        advance,
+        _append(start, first, eos_ids, stop_ids),
+    )
+    stop = jnp.where(state.running, jnp.int32(Stop.LENGTH), state.out.stop)
+    return dataclasses.replace(state.out, stop=stop)
+
+
+def _append(
+    state: _State, drawn: Drawn, eos_ids: tuple[int, ...], stop_ids: tuple[int, ...]
+) -> _State:
+    """Write one drawn token per running row, and retire the rows that it stops."""
+    out, running = state.out, state.running
+    token = jnp.where(running, drawn.token, 0)
+
+    def write(column: Array, value: Array) -> Array:
+        value = jnp.where(running, value, 0).astype(column.dtype)[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(column, value, state.step, axis=1)
+
+    reason = jnp.where(
+        _is_one_of(token, eos_ids),
+        Stop.EOS,
+        jnp.where(_is_one_of(token, stop_ids), Stop.STOP_TOKEN, Stop.NONE),
+    )
+    reason = jnp.where(running, reason, out.stop).astype(jnp.int32)
+    out = Generated(
+        tokens=write(out.tokens, token),
+        length=out.length + running,
+        logp_sampler=write(out.logp_sampler, drawn.logp_sampler),
+        log_keep=write(out.log_keep, drawn.log_keep),
+        stop=reason,
+    )
+    running = running & (reason == Stop.NONE)
+    return _State(state.step + 1, token, running, state.cache, out)
+
+
+def _is_one_of(token: Array, ids: tuple[int, ...]) -> Array:
+    return (token[:, None] == jnp.array(ids, jnp.int32)[None]).any(-1)
+
+
+def _empty(N: int, C: int) -> Generated:
+    return Generated(
+        tokens=jnp.zeros((N, C), jnp.int32),
+        length=jnp.zeros(N, jnp.int32),
+        logp_sampler=jnp.zeros((N, C)),
+        log_keep=jnp.zeros((N, C)),
+        stop=jnp.full(N, Stop.NONE, jnp.int32),
+    )
+
+
+def _check(
+    model: LanguageModel,
+    prompts: Array,
+    prompt_lengths: Array,
+    ids: Array,
+    group_size: int,
+    max_new_tokens: int,
+    allowed_vocab: int | None,
+) -> None:
+    if prompts.ndim != 2 or prompt_lengths.shape != prompts.shape[:1]:
+        raise PoloptError(
+            f"generate: prompts have shape {prompts.shape} and prompt_lengths "
+            f"{prompt_lengths.shape}: give [P,S] and [P]"
+        )
+    P, S = prompts.shape
+    if group_size < 1 or ids.shape != (P * group_size,):
+        raise PoloptError(
+            f"generate: ids have shape {ids.shape}: give one per row, {P} prompts x "
+            f"group_size {group_size}, which must be at least 1"
+        )
+    longest = model.config.max_length
+    if not 1 <= max_new_tokens <= longest - S:
+        raise PoloptError(
+            f"generate: max_new_tokens is {max_new_tokens} after prompts of {S} positions: "
+            f"give 1 or more, and at most {longest} together (the model's max_length)"
+        )
+    if allowed_vocab is not None and not 1 <= allowed_vocab <= model.config.vocab_size:
+        raise PoloptError(
+            f"generate: allowed_vocab is {allowed_vocab}: "
+            f"give 1 to {model.config.vocab_size} (the model's vocab_size)"
+        )

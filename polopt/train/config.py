@@ -1,0 +1,257 @@
+"""The flat configuration of a training run: the command line's flags and the run's config.json.
+
+Docstrings of fields are the text of ``polopt train --help``.
+"""
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from polopt.errors import PoloptError, UsageError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a language model with a policy-optimisation method, and keep a record of it.
+
+    Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
+    """
+
+    algorithm: str = "grpo"
+    """Key of a method (see: polopt methods), or your own as file.py:name or module:name."""
+    set: tuple[str, ...] = ()
+    """Hyper-parameters of the method to replace, as link.name=number: clip.low=0.1."""
+
+    task: str = "chain_sum"
+    """Where prompts and verified rewards come from: a family of reasoning-gym."""
+    task_args: tuple[str, ...] = ()
+    """Settings of the task, as name=value: max_terms=4."""
+    data: str | None = None
+    """Your own problems instead of a task: a JSONL file."""
+    reward: str | None = None
+    """Your own reward function, as file.py:name or module:name."""
+    model: str = "base"
+    """The model to start from: base (ships with polopt), a run folder or a model folder."""
+
+    steps: int = 100
+    """Training steps; each is a rollout followed by its update."""
+    prompts: int = 32
+    """Prompts per rollout."""
+    group_size: int | None = None
+    """Completions per prompt (None: the method's, scaled to the task)."""
+    epochs: int | None = None
+    """Passes over each rollout (None: the method's, scaled down)."""
+    minibatches: int | None = None
+    """Optimiser steps per pass (None: the method's, scaled down)."""
+    micro_batch: int | None = None
+    """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    warmup: int = 5
+    """Optimiser steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after warm-up; linear and cosine end at 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Global norm to which gradients are clipped."""
+
+    max_new_tokens: int = 48
+    """Longest completion, in tokens; longer ones are cut and counted as truncated."""
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: float | None = None
+    """Sample within the smallest set of tokens that has this much probability."""
+    min_p: float | None = None
+    """Drop tokens below this share of the likeliest token's probability."""
+
+    eval_every: int = 20
+    """Steps between held-out evaluations (0: only before and after)."""
+    eval_problems: int = 256
+    """Held-out problems per evaluation (0: none)."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints (0: only at the end)."""
+
+    devices: int | None = None
+    """Devices to use (None: all that are local)."""
+    parallel: Literal["auto", "jit", "pmap"] = "auto"
+    """How to spread over devices; auto: jit on one, pmap on several."""
+    seed: int = 0
+    """Seed of every draw: problems, samples, minibatches."""
+
+    run: str | None = None
+    """Folder of the run (None: runs/<algorithm>-<task>-<seed>)."""
+    resume: bool = False
+    """Continue the run in the folder; starts it if there is none yet."""
+    quiet: bool = False
+    """Print one closing line and nothing else."""
+    plot: bool = True
+    """Draw plots/run.png in the run's folder."""
+
+    def __post_init__(self) -> None:
+        """Check every field, so that a configuration that exists is valid."""
+        for name, hint in _hints().items():
+            _check_type(name, getattr(self, name), hint)
+        for name, (wanted, accepts) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not accepts(value):
+                raise UsageError(f"{name} must be {wanted}, not {value!r}")
+        assignments(self.task_args, "task_args")
+        for path, value in assignments(self.set, "set").items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UsageError(f"set: {path} takes a number, not {value!r}")
+        if self.data is not None and self.task_args:
+            raise UsageError("task_args describe a task, and data replaces it: give one of them")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run: `run`, or one named after algorithm, task and seed."""
+        if self.run is not None:
+            return Path(self.run)
+        algorithm = self.algorithm.rpartition(":")[2]
+        task = self.task if self.data is None else Path(self.data).stem
+        return Path("runs") / f"{algorithm}-{task}-{self.seed}"
+
+    @property
+    def hyper(self) -> dict[str, int | float]:
+        """`set` as a dictionary from dotted name to number."""
+        return assignments(self.set, "set")
+
+
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **{name: ("text that is not empty", lambda v: v.strip() != "") for name in (
+        "algorithm", "task", "model", "data", "reward", "run",
+    )},
+    **{name: ("at least 1", lambda v: v >= 1) for name in (
+        "steps", "prompts", "group_size", "epochs", "minibatches", "micro_batch",
+        "max_new_tokens", "top_k", "devices",
+    )},
+    **{name: ("at least 0", lambda v: v >= 0) for name in (
+        "warmup", "eval_every", "eval_problems", "checkpoint_every",
+    )},
+    "learning_rate": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
+    "weight_decay": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
+    "max_grad_norm": ("above 0 and finite", lambda v: 0 < v < math.inf),
+    "temperature": ("above 0 and finite", lambda v: 0 < v < math.inf),
+    "top_p": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "min_p": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "seed": ("between 0 and 2**32 - 1", lambda v: 0 <= v < 2**32),
+}
+
+# Change where a run is shown or how its arithmetic is split, but not what it computes.
+_FREE_ON_RESUME = frozenset(
+    ["run", "resume", "quiet", "plot", "devices", "parallel", "micro_batch", "checkpoint_every"]
+)
+
+
+def assignments(items: Sequence[str], flag: str) -> dict[str, Any]:
+    """Read ``name=value`` pairs; values are JSON, and text where they are not.
+
+    >>> assignments(["max_terms=4", "operators=[\\"+\\"]", "style=plain"], "task_args")
+    {'max_terms': 4, 'operators': ['+'], 'style': 'plain'}
+    """
+    result: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not (name.strip() and equals and text.strip()):
+            raise UsageError(f"{flag}: {item!r} is not of the form name=value")
+        if name in result:
+            raise UsageError(f"{flag}: {name!r} is given twice")
+        try:
+            result[name] = json.loads(text)
+        except json.JSONDecodeError:
+            result[name] = text
+    return result
+
+
+def to_json(config: TrainConfig) -> str:
+    """Write every field; `from_json` gives back an equal configuration."""
+    return json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str, source: str = "config.json") -> TrainConfig:
+    """Read a configuration; keys that are no fields are refused."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PoloptError(f"{source} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise PoloptError(f"{source} must hold one JSON object, not a {type(values).__name__}")
+    return from_dict(values, source)
+
+
+def from_dict(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
+    """Build a configuration from a mapping; lists become tuples, absent keys their defaults."""
+    known = _hints()
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{source}: no setting {key!r}{did_you_mean(key, known)}")
+    return TrainConfig(
+        **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    )
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a config.json, or that of a run's folder."""
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        return from_json(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise PoloptError(f"cannot read the configuration {file}: {error.strerror}") from error
+
+
+def resume_conflicts(recorded: TrainConfig, asked: TrainConfig) -> list[str]:
+    """List the fields in which `asked` would not continue the run that `recorded` began.
+
+    Settings of display and of how arithmetic is split may change; so may `steps` upwards,
+    where the learning rate does not depend on it.
+    """
+    longer = asked.steps > recorded.steps and asked.schedule == "constant"
+    free = _FREE_ON_RESUME | ({"steps"} if longer else set())
+    return [
+        f"{name} is {getattr(recorded, name)!r} in the run and {getattr(asked, name)!r} now"
+        for name in _hints()
+        if name not in free and getattr(recorded, name) != getattr(asked, name)
+    ]
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if not any(_is_a(value, option) for option in options):
+        wanted = " or ".join(_describe(option) for option in options)
+        raise UsageError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a tuple of strings"
+    if hint is types.NoneType:
+        return "None"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
