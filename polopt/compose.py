@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from polopt import aggregate as aggregation
 from polopt.aggregate import Window
-from polopt.errors import PoloptError
+from polopt.errors import PoloptError, did_you_mean
 from polopt.numerics import row_length, token_info
 from polopt.trajectory.sampling import Sampling, Update
 from polopt.transform import (
@@ -27,7 +27,6 @@ from polopt.transform import (
     Transform,
     chain,
     check_order,
-    did_you_mean,
     replace_link,
     run,
     takes,

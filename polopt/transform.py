@@ -16,7 +16,6 @@ Options annotated `Column` name a recorded column, and the piece then needs it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections import namedtuple
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from polopt.errors import PoloptError
+from polopt.errors import PoloptError, did_you_mean
 
 # What a chain holds after each piece. A piece says what it reads and what it leaves behind.
 REWARD_STAGES = ("reward", "sequence", "value")
@@ -223,12 +222,6 @@ def check_order(link: Link, side: str, stage: str, where: str = "") -> str:
             f"but what stands before it leaves {stage}"
         )
     return card.writes or stage
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """'; did you mean …?' or an empty string."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def piece(

@@ -147,7 +147,11 @@ class LanguageModel:
         return self._run(params, tokens, positions, attend, prompt.cache, remat=remat)[0]
 
     def empty_cache(self, rows: int, length: int) -> Cache:
-        """Room for `length` own tokens of `rows` rows: zeros, two [rows,K,length,d] per layer."""
+        """Room for `length` own tokens of `rows` rows: zeros, two [rows,K,length,d] per layer.
+
+        Layers have arrays of their own, as a loop updates those in place where it would copy a
+        slice of stacked ones; positions come after heads, so that a head's keys lie together.
+        """
         config = self.config
         shape = (rows, config.num_kv_heads, length, config.head_dim)
         zeros = functools.partial(jnp.zeros, shape, jnp.dtype(self.compute_dtype))
@@ -161,7 +165,7 @@ class LanguageModel:
         Args:
           params: as made by `init`.
           prompt: P prompts, from `prefill`.
-          cache: from `empty_cache`, holding own tokens [0, step).
+          cache: from `empty_cache` or `grow_cache`, holding own tokens [0, step).
           tokens: i32[N], the own token number `step` of each row.
           step: i32[], the same for all rows: prompts are not in `cache`, so rows stay aligned.
 
@@ -185,6 +189,13 @@ class LanguageModel:
                 f"give [rows, positions] with at most {self.config.max_length} positions"
             )
         return tokens.shape
+
+
+def grow_cache(cache: Cache, length: int) -> Cache:
+    """The same cache with room for `length` own tokens, at least as many as it has."""
+    return jax.tree.map(
+        lambda room: jnp.pad(room, ((0, 0), (0, 0), (0, length - room.shape[2]), (0, 0))), cache
+    )
 
 
 @jax.tree_util.register_static

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.errors import PoloptError
-from polopt.models import Cache, LanguageModel, Params
+from polopt.models import Cache, LanguageModel, Params, grow_cache
 from polopt.rollout.draw import Decoding, Drawn, draw, row_keys, uniform_at
 from polopt.types import Array, Stop, record
 
@@ -40,7 +40,14 @@ class _State(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("group_size", "max_new_tokens", "eos_ids", "stop_ids", "allowed_vocab"),
+    static_argnames=(
+        "group_size",
+        "max_new_tokens",
+        "eos_ids",
+        "stop_ids",
+        "allowed_vocab",
+        "grow_at",
+    ),
 )
 def generate(
     model: LanguageModel,
@@ -56,6 +63,7 @@ def generate(
     eos_ids: tuple[int, ...],
     stop_ids: tuple[int, ...] = (),
     allowed_vocab: int | None = None,
+    grow_at: tuple[int, ...] = (),
 ) -> Generated:
     """Complete every prompt `group_size` times.
 
@@ -76,6 +84,8 @@ def generate(
       eos_ids: tokens that end a row with Stop.EOS; () if there is none.
       stop_ids: further tokens that end a row, with Stop.STOP_TOKEN.
       allowed_vocab: ids at or above it are never drawn (a padded vocabulary).
+      grow_at: lengths, rising, at which the cache of own tokens grows on its way to C. Each saves
+        reading room that is still empty and compiles the token step once more.
 
     Returns:
       Generated.
@@ -83,8 +93,9 @@ def generate(
     Raises:
       PoloptError: shapes that disagree, or a row that could outgrow the model.
     """
-    _check(model, prompts, prompt_lengths, ids, group_size, max_new_tokens, allowed_vocab)
     N, C = ids.shape[0], max_new_tokens
+    _check_rows(prompts, prompt_lengths, ids, group_size)
+    _check_lengths(model, prompts.shape[1], C, grow_at, allowed_vocab)
     keys = row_keys(key, ids)
 
     def choose(hidden: Array, step: Array) -> Drawn:
@@ -97,20 +108,15 @@ def generate(
         return _append(state._replace(cache=cache), drawn, eos_ids, stop_ids)
 
     prompt, hidden = model.prefill(params, prompts, prompt_lengths)
-    running = jnp.repeat(prompt_lengths > 0, group_size)
-    start = _State(
-        step=jnp.int32(0),
-        token=jnp.zeros(N, jnp.int32),
-        running=running,
-        cache=model.empty_cache(N, C),
-        out=_empty(N, C),
-    )
-    first = choose(jnp.repeat(hidden, group_size, 0), start.step)
-    state = jax.lax.while_loop(
-        lambda state: (state.step < C) & state.running.any(),
-        advance,
-        _append(start, first, eos_ids, stop_ids),
-    )
+    first = choose(jnp.repeat(hidden, group_size, 0), jnp.int32(0))
+    state = _start(model.empty_cache(N, 0), jnp.repeat(prompt_lengths > 0, group_size), C)
+    state = _append(state, first, eos_ids, stop_ids)
+    for room in (*grow_at, C):
+        state = state._replace(cache=grow_cache(state.cache, room))
+        until = min(room + 1, C)  # the last token drawn is not read any more
+        state = jax.lax.while_loop(
+            lambda state, until=until: (state.step < until) & state.running.any(), advance, state
+        )
     stop = jnp.where(state.running, jnp.int32(Stop.LENGTH), state.out.stop)
     return dataclasses.replace(state.out, stop=stop)
 
@@ -147,44 +153,46 @@ def _is_one_of(token: Array, ids: tuple[int, ...]) -> Array:
     return (token[:, None] == jnp.array(ids, jnp.int32)[None]).any(-1)
 
 
-def _empty(N: int, C: int) -> Generated:
-    return Generated(
+def _start(cache: Cache, running: Array, C: int) -> _State:
+    N = running.shape[0]
+    out = Generated(
         tokens=jnp.zeros((N, C), jnp.int32),
         length=jnp.zeros(N, jnp.int32),
         logp_sampler=jnp.zeros((N, C)),
         log_keep=jnp.zeros((N, C)),
         stop=jnp.full(N, Stop.NONE, jnp.int32),
     )
+    return _State(jnp.int32(0), jnp.zeros(N, jnp.int32), running, cache, out)
 
 
-def _check(
-    model: LanguageModel,
-    prompts: Array,
-    prompt_lengths: Array,
-    ids: Array,
-    group_size: int,
-    max_new_tokens: int,
-    allowed_vocab: int | None,
-) -> None:
+def _check_rows(prompts: Array, prompt_lengths: Array, ids: Array, group_size: int) -> None:
     if prompts.ndim != 2 or prompt_lengths.shape != prompts.shape[:1]:
         raise PoloptError(
             f"generate: prompts have shape {prompts.shape} and prompt_lengths "
             f"{prompt_lengths.shape}: give [P,S] and [P]"
         )
-    P, S = prompts.shape
+    P = prompts.shape[0]
     if group_size < 1 or ids.shape != (P * group_size,):
         raise PoloptError(
             f"generate: ids have shape {ids.shape}: give one per row, {P} prompts x "
             f"group_size {group_size}, which must be at least 1"
         )
-    longest = model.config.max_length
-    if not 1 <= max_new_tokens <= longest - S:
+
+
+def _check_lengths(
+    model: LanguageModel, S: int, C: int, grow_at: tuple[int, ...], allowed_vocab: int | None
+) -> None:
+    longest, V = model.config.max_length, model.config.vocab_size
+    if not 1 <= C <= longest - S:
         raise PoloptError(
-            f"generate: max_new_tokens is {max_new_tokens} after prompts of {S} positions: "
+            f"generate: max_new_tokens is {C} after prompts of {S} positions: "
             f"give 1 or more, and at most {longest} together (the model's max_length)"
         )
-    if allowed_vocab is not None and not 1 <= allowed_vocab <= model.config.vocab_size:
+    if list(grow_at) != sorted({room for room in grow_at if 1 <= room < C}):
         raise PoloptError(
-            f"generate: allowed_vocab is {allowed_vocab}: "
-            f"give 1 to {model.config.vocab_size} (the model's vocab_size)"
+            f"generate: grow_at is {grow_at}: give rising lengths from 1, below max_new_tokens ({C})"
+        )
+    if allowed_vocab is not None and not 1 <= allowed_vocab <= V:
+        raise PoloptError(
+            f"generate: allowed_vocab is {allowed_vocab}: give 1 to {V} (the model's vocab_size)"
         )

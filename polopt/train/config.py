@@ -1,6 +1,6 @@
-"""The flat configuration of a training run: the command line's flags and the run's config.json.
+"""Flat configurations: the command line's flags, and the config.json of a run.
 
-Docstrings of fields are the text of ``polopt train --help``.
+Docstrings of fields are the text of ``--help``. Constructing one checks it.
 """
 
 import dataclasses
@@ -94,22 +94,14 @@ class TrainConfig:
     quiet: bool = False
     """Print one closing line and nothing else."""
     plot: bool = True
-    """Draw plots/run.png in the run's folder."""
+    """Draw plots/run.png in the run's folder; on unless --no-plot."""
 
     def __post_init__(self) -> None:
         """Check every field, so that a configuration that exists is valid."""
-        for name, hint in _hints().items():
-            _check_type(name, getattr(self, name), hint)
-        for name, (wanted, accepts) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not accepts(value):
-                raise UsageError(f"{name} must be {wanted}, not {value!r}")
-        assignments(self.task_args, "task_args")
+        _check(self)
         for path, value in assignments(self.set, "set").items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"set: {path} takes a number, not {value!r}")
-        if self.data is not None and self.task_args:
-            raise UsageError("task_args describe a task, and data replaces it: give one of them")
 
     @property
     def folder(self) -> Path:
@@ -126,13 +118,77 @@ class TrainConfig:
         return assignments(self.set, "set")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Problems of a task, and how a model is asked to complete them.
+
+    Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
+    """
+
+    model: str = "base"
+    """A run folder, a model folder, or base (ships with polopt)."""
+    task: str | None = None
+    """Family of problems (None: the run's own, or chain_sum)."""
+    task_args: tuple[str, ...] = ()
+    """Settings of the task, as name=value."""
+    data: str | None = None
+    """Your own problems instead of a task: a JSONL file."""
+    reward: str | None = None
+    """Your own reward function, as file.py:name or module:name."""
+    problems: int = 256
+    """Held-out problems."""
+    samples: int = 1
+    """Completions per problem; pass@k is estimated for every power of two up to it."""
+    max_new_tokens: int | None = None
+    """Longest completion, in tokens (None: the run's own, or 48)."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 takes the likeliest token."""
+    seed: int = 0
+    """Seed of problems and samples."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check(self, _SAMPLE_RANGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Train a small model from nothing, by supervision on a task's worked solutions.
+
+    Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
+    """
+
+    out: str = "base"
+    """Folder for the model; it must not exist yet."""
+    task: str = "chain_sum"
+    """Family of problems."""
+    task_args: tuple[str, ...] = ()
+    """Settings of the task, as name=value."""
+    data: str | None = None
+    """Your own prompts and completions instead of a task: a JSONL file."""
+    steps: int = 1500
+    """Optimiser steps."""
+    batch: int = 128
+    """Rows per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    seed: int = 0
+    """Seed of initialisation and data."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check(self)
+
+
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **{name: ("text that is not empty", lambda v: v.strip() != "") for name in (
-        "algorithm", "task", "model", "data", "reward", "run",
+        "algorithm", "task", "model", "data", "reward", "run", "out",
     )},
     **{name: ("at least 1", lambda v: v >= 1) for name in (
         "steps", "prompts", "group_size", "epochs", "minibatches", "micro_batch",
-        "max_new_tokens", "top_k", "devices",
+        "max_new_tokens", "top_k", "devices", "problems", "samples", "batch",
     )},
     **{name: ("at least 0", lambda v: v >= 0) for name in (
         "warmup", "eval_every", "eval_problems", "checkpoint_every",
@@ -145,6 +201,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "min_p": ("at least 0 and below 1", lambda v: 0 <= v < 1),
     "seed": ("between 0 and 2**32 - 1", lambda v: 0 <= v < 2**32),
 }
+
+_SAMPLE_RANGES = _RANGES | {"temperature": ("at least 0 and finite", lambda v: 0 <= v < math.inf)}
 
 # Change where a run is shown or how its arithmetic is split, but not what it computes.
 _FREE_ON_RESUME = frozenset(
@@ -224,8 +282,23 @@ def resume_conflicts(recorded: TrainConfig, asked: TrainConfig) -> list[str]:
     ]
 
 
-def _hints() -> dict[str, Any]:
-    return get_type_hints(TrainConfig)
+def _hints(kind: type = TrainConfig) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check(
+    config: TrainConfig | SampleConfig | PretrainConfig,
+    ranges: Mapping[str, tuple[str, Callable[[Any], bool]]] | None = None,
+) -> None:
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        _check_type(name, value, hint)
+        wanted, accepts = (_RANGES if ranges is None else ranges).get(name, ("", lambda v: True))
+        if value is not None and not accepts(value):
+            raise UsageError(f"{name} must be {wanted}, not {value!r}")
+    assignments(config.task_args, "task_args")
+    if config.data is not None and config.task_args:
+        raise UsageError("task_args describe a task, and data replaces it: give one of them")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -87,8 +87,8 @@ class PlainProgress:
     def samples(self, step: int, samples: Sequence[SampleView]) -> None:
         """Print one completion."""
         for sample in samples[:1]:
-            self._print(f"  {view.clean(sample.prompt, 70)}")
-            self._print(f"  {mark(sample)} {view.clean(sample.completion, 60)}")
+            self._print(f"  {view.clean_end(sample.prompt, 76)}")
+            self._print(f"  {mark(sample)} {view.clean(sample.completion, 68)}")
 
     def finish(self, summary: Summary) -> None:
         """Print the outcome."""
@@ -153,6 +153,7 @@ class LiveProgress:
         from rich.text import Text
 
         self.close()
+        self._console.print()
         for line in view.summary_lines(summary):
             self._console.print(Text(line), soft_wrap=True)
 
@@ -186,7 +187,10 @@ def render(history: History, width: int, height: int = 40) -> "RenderableType":
         accuracies = [m["eval/accuracy"] for _, m in history.evaluations]
         parts.append(Text(f"  accuracy  {view.sparkline(accuracies, curve)}", style="green"))
     room = max(0, (height - 14) // 3)
-    for sample in history.samples[: min(3, room)]:
+    shown = history.samples[: min(3, room)]
+    if shown:
+        parts.append(Text())
+    for sample in shown:
         parts.append(_sample(history, sample, width))
     return Group(*parts)
 
@@ -200,7 +204,7 @@ def _bar(history: History, width: int) -> "RenderableType":
     pace = history.seconds_per_step
     if not history.latest:
         after = f"{_COMPILING} {view.duration(history.elapsed)}"
-    elif pace is None:
+    elif pace is None or done == total:
         after = view.duration(history.elapsed)
     else:
         left = view.duration(pace * (total - done))
@@ -257,7 +261,7 @@ def _sample(history: History, sample: SampleView, width: int) -> "RenderableType
     style = {True: "green", False: "red", None: "yellow"}[sample.correct]
     room = width - 12
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"  prompt    {view.clean(sample.prompt, room)}\n", style="dim")
+    text.append(f"  prompt    {view.clean_end(sample.prompt, room)}\n", style="dim")
     first = history.first_completions.get(sample.prompt, sample.completion)
     if first != sample.completion:
         text.append(f"  at first  {view.clean(first, room)}\n", style="dim")

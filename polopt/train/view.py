@@ -13,7 +13,7 @@ from polopt.train.config import TrainConfig
 from polopt.train.intervals import wilson_difference
 from polopt.train.sinks import SampleView, Summary
 
-LOSS_NOTE = "A loss near 0 is normal: on-policy it is the mean of centred credit. Watch reward."
+LOSS_NOTE = "Loss near 0 is normal: on-policy it is the mean centred credit. Watch reward."
 
 LEGEND = "tied: groups whose rewards are all equal (no gradient); cut: at the length limit."
 
@@ -91,6 +91,19 @@ def clean(text: str, width: int | None = None) -> str:
     if not used or (used[-1] <= width and len(text) <= 2 * width):
         return safe
     return safe[: bisect.bisect_right(used, width - 1)] + "…"
+
+
+def clean_end(text: str, width: int) -> str:
+    """Like `clean`, but of a text that is too wide the end stays.
+
+    >>> clean_end("What is 7 + 8?", 8)
+    '… 7 + 8?'
+    """
+    tail = clean(text[-2 * width :])
+    used = list(itertools.accumulate(_columns(c) for c in reversed(tail)))
+    if not used or (used[-1] <= width and len(text) <= 2 * width):
+        return tail
+    return "…" + tail[len(tail) - bisect.bisect_right(used, width - 1) :]
 
 
 def _visible(character: str) -> str:

@@ -23,7 +23,7 @@ def kl_penalty(
     """Pay for the distance from the reference inside the loss, per token."""
     penalty = estimator(surrogate.logp - context.column(to))
     term = Term(objective=-coefficient * penalty, mask=context.mask)
-    info = {**surrogate.info, "policy/kl_reference": token_info(penalty, context.mask)}
+    info = {**surrogate.info, "policy/kl_ref": token_info(penalty, context.mask)}
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "kl": term}, info=info)
 
 

@@ -1,0 +1,90 @@
+"""``polopt train``: a run from the command line."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from polopt.cli.parse import parse, take
+from polopt.train.config import TrainConfig, read_config
+from polopt.train.sinks import Sink, Summary
+from polopt.train.stop import EXIT_CODES
+
+EXAMPLES = """\
+  polopt train                                       GRPO on short sums, from the base model
+  polopt train --algorithm dapo --steps 200          another method, longer
+  polopt train --algorithm mine.py:my_method         your own composition
+  polopt train --set clip.low=0.1 kl_penalty.coefficient=0
+  polopt train --task spell_backward --task-args max_word_len=5
+  polopt train --data problems.jsonl --reward rewards.py:score
+  polopt train --config runs/grpo-chain_sum-0/config.json --seed 1   the same, another seed
+  polopt train --config runs/grpo-chain_sum-0/config.json --resume   continue what was stopped"""
+
+Loop = Callable[..., Summary]
+
+
+def run(argv: Sequence[str], loop: Loop | None = None) -> int:
+    """Train; `loop` is called as ``loop(config, sinks=[...])``, `polopt.train.loop.train`'s form."""
+    config = read_arguments(argv)
+    sinks = make_sinks(config)
+    try:
+        summary = (_the_loop() if loop is None else loop)(config, sinks=sinks)
+    except KeyboardInterrupt:
+        print(stopped_line(config, None), file=sys.stderr)
+        return EXIT_CODES["SIGINT"]
+    finally:
+        for sink in sinks:
+            sink.close()
+    if config.quiet:
+        from polopt.train.view import verdict
+
+        print(f"{verdict(summary)} ({summary.run})")
+    if summary.stopped is not None:
+        print(stopped_line(config, summary.steps), file=sys.stderr)
+        return EXIT_CODES[summary.stopped]
+    return 0
+
+
+def read_arguments(argv: Sequence[str]) -> TrainConfig:
+    """Read the flags, on top of the configuration that ``--config`` names.
+
+    A configuration taken from a run keeps its folder only to resume it: otherwise the new run
+    gets a folder of its own.
+    """
+    source, rest = take(argv, "--config")
+    default = None
+    if source is not None:
+        default = read_config(source)
+        if "--resume" not in rest:
+            default = dataclasses.replace(default, run=None)
+    return parse(TrainConfig, rest, command="train", examples=EXAMPLES, default=default)
+
+
+def make_sinks(config: TrainConfig) -> list[Sink]:
+    """Return what a run on the command line shows; the plot comes before what names it."""
+    sinks: list[Sink] = []
+    if config.plot:
+        from polopt.train.plots import PlotSink
+
+        sinks.append(PlotSink())
+    if not config.quiet:
+        from polopt.train.progress import terminal_sink
+
+        sinks.append(terminal_sink())
+    return sinks
+
+
+def stopped_line(config: TrainConfig, steps: int | None) -> str:
+    """Say where a stopped run lies and how to go on with it."""
+    saved = config.folder / "config.json"
+    if not saved.exists():
+        return "polopt: stopped before the run began"
+    when = "at once, after its last checkpoint" if steps is None else f"after step {steps}"
+    command = f"polopt train --config {shlex.quote(str(saved))} --resume"
+    return f"polopt: stopped {when}; the run is in {config.folder}; continue with: {command}"
+
+
+def _the_loop() -> Loop:
+    from polopt.train.loop import train
+
+    return train

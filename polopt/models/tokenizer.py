@@ -1,0 +1,184 @@
+"""Text to token ids and back: a frozen wrapper of one `tokenizer.json`.
+
+Text never turns into a control token by accident: a user's prompt that spells ``<eos>`` is encoded
+as those five characters. Answer markers are ordinary vocabulary and are recognised everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from polopt.errors import PoloptError, missing_extra
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+_MARKERS = (ANSWER_OPEN, ANSWER_CLOSE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer, equal by value to any other with the same content.
+
+    Args:
+      source: the text of a Hugging Face `tokenizer.json`.
+      eos: tokens that end a completion, at least one; all of them are honoured.
+      bos: token that opens a prompt, or None.
+      pad: token that fills rows; it is never read, so any id will do.
+      prompt_end: what follows a question when `prompt` renders it.
+
+    Raises:
+      PoloptError: `source` is no tokenizer, or a named token is not in its vocabulary.
+    """
+
+    source: str = dataclasses.field(repr=False)
+    eos: tuple[str, ...] = (EOS,)
+    bos: str | None = BOS
+    pad: str = PAD
+    prompt_end: str = "\n"
+
+    def __post_init__(self) -> None:
+        if not self.eos:
+            raise PoloptError("Tokenizer.eos is empty: name at least one token that ends a text")
+        for token in (*self.eos, self.pad, *([self.bos] if self.bos else [])):
+            self.token_id(token)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **tokens: Any) -> Tokenizer:
+        """Read a `tokenizer.json`; `tokens` are the other arguments of `Tokenizer`."""
+        try:
+            source = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PoloptError(f"{path}: cannot read the tokenizer: {error}") from error
+        return cls(source, **tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: they are 0 to vocab_size - 1."""
+        return _backend(self.source).get_vocab_size()
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of all that decides the ids: what a run records and compares on resume."""
+        return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of all tokens that end a completion."""
+        return tuple(self.token_id(token) for token in self.eos)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the filling."""
+        return self.token_id(self.pad)
+
+    def token_id(self, token: str) -> int:
+        """Id of one token of the vocabulary, spelled as it is there."""
+        found = _backend(self.source).token_to_id(token)
+        if found is None:
+            raise PoloptError(f"the tokenizer has no token {token!r}")
+        return found
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """Ids of `text`, from which `decode` gives back exactly `text`.
+
+        With `control`, spelled control tokens become their ids: for rendered chat templates, never
+        for what a user or a model wrote.
+        """
+        return self.encode_all([text], control=control)[0]
+
+    def encode_all(self, texts: Sequence[str], *, control: bool = False) -> list[list[int]]:
+        """Ids of many texts: `encode` of each, but faster."""
+        for text in texts:
+            _check_text(text)
+        backend = _backend(self.source, control)
+        encoded = backend.encode_batch(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def decode(self, ids: Iterable[int], *, control: bool = False) -> str:
+        """The text of `ids`; control tokens are left out, or spelled with `control`.
+
+        Ids that are not whole UTF-8 characters give U+FFFD.
+
+        Raises:
+          PoloptError: an id is outside [0, vocab_size).
+        """
+        ids = [int(i) for i in ids]
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise PoloptError(f"token id {wrong[0]} is outside [0, {self.vocab_size})")
+        return _backend(self.source).decode(ids, skip_special_tokens=not control)
+
+    def prompt(self, question: str) -> list[int]:
+        """Ids of a question as the model is asked it: `bos`, the question, `prompt_end`."""
+        opening = [self.token_id(self.bos)] if self.bos else []
+        return opening + self.encode(question + self.prompt_end)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE on `texts`: lossless, each digit a token of its own.
+
+    Merges run across words, so that a sentence which opens every prompt becomes one token.
+    Control tokens have ids 0, 1, 2 (pad, bos, eos), the answer markers 3 and 4. Deterministic.
+    """
+    lib = _library()
+    pre = lib.pre_tokenizers
+    backend = lib.Tokenizer(lib.models.BPE())
+    backend.pre_tokenizer = pre.Sequence(
+        [
+            pre.Digits(individual_digits=True),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = lib.decoders.ByteLevel()
+    trainer = lib.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS, *_MARKERS],
+        initial_alphabet=sorted(pre.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:  # markers are text that rewards read, not control
+        token["special"] = token["content"] not in _MARKERS
+    return Tokenizer(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise PoloptError(f"cannot encode a {type(text).__name__}: give a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PoloptError(
+            f"cannot encode the lone surrogate {text[error.start]!r} at character {error.start}: "
+            "it is half a character, which UTF-8 cannot carry"
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        raise missing_extra("tokenizers", "encoding text") from error
+    return tokenizers
+
+
+@functools.lru_cache(maxsize=8)
+def _backend(source: str, control: bool = False) -> Any:
+    """The Rust tokenizer of a source; one for each reading of control tokens."""
+    try:
+        backend = _library().Tokenizer.from_str(source)
+    except PoloptError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise PoloptError(f"not a tokenizer.json: {error}") from error
+    backend.encode_special_tokens = not control
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

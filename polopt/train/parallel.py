@@ -1,0 +1,99 @@
+"""One device or several of one host: the same pure functions under `jit` or under `pmap`.
+
+Under pmap the train state lives replicated with a leading device axis, rows are spread, and
+everything else is broadcast. Algorithms, pieces and models do not know which is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polopt.errors import PoloptError
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How to run over local devices. `axis` is None on one device without pmap."""
+
+    devices: int = 1
+    pmap: bool = False
+
+    @property
+    def axis(self) -> str | None:
+        """The name of the device axis inside a mapped function."""
+        return AXIS if self.pmap else None
+
+    def replicate(self, tree: Any) -> Any:
+        """Put a copy on every device."""
+        if not self.pmap:
+            return tree
+        spread = jax.pmap(lambda x, _: x, in_axes=(None, 0), devices=self._devices())
+        return spread(tree, np.arange(self.devices))
+
+    def single(self, tree: Any) -> Any:
+        """The first device's copy of what is replicated."""
+        return jax.tree.map(lambda x: x[0], tree) if self.pmap else tree
+
+    def step(self, update: Callable) -> Callable:
+        """Compile `update(state, trajectories, prepared, rows) -> (state, info)`.
+
+        `state` is replicated and donated; `rows i32[R]` are dealt to the devices.
+        """
+        if not self.pmap:
+            return jax.jit(update, donate_argnums=0)
+        mapped = jax.pmap(update, axis_name=AXIS, in_axes=(0, None, None, 0), donate_argnums=0,
+                          devices=self._devices())
+
+        def run(state: Any, trajectories: Any, prepared: Any, rows: np.ndarray) -> tuple[Any, Any]:
+            state, info = mapped(state, trajectories, prepared, self._deal(rows))
+            return state, jax.tree.map(lambda x: x[0], info)
+
+        return run
+
+    def rows(self, fn: Callable, *, replicated: int, shared: int = 0) -> Callable:
+        """Compile `fn(*replicated, *shared, *rows) -> tree of [R, ...]` over rows.
+
+        The first `replicated` arguments are as `replicate` returns them, the next `shared` are
+        broadcast, all others have rows in front, which must divide by the devices.
+        """
+        if not self.pmap:
+            return jax.jit(fn)
+        fixed = (0,) * replicated + (None,) * shared
+        spread = fn.__code__.co_argcount - len(fixed)
+        mapped = jax.pmap(fn, axis_name=AXIS, in_axes=fixed + (0,) * spread,
+                          devices=self._devices())
+
+        def run(*args: Any) -> Any:
+            out = mapped(*args[: len(fixed)], *(self._deal(x) for x in args[len(fixed) :]))
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+        return run
+
+    def _deal(self, x: Any) -> Any:
+        return jnp.reshape(x, (self.devices, -1, *x.shape[1:]))
+
+    def _devices(self) -> list[jax.Device]:
+        return jax.local_devices()[: self.devices]
+
+
+def choose(kind: str, devices: int | None) -> Parallel:
+    """The form that a configuration asks for: "auto" is jit on one device, pmap on several.
+
+    Raises:
+      PoloptError: more devices than there are, or jit on several.
+    """
+    there = jax.local_device_count()
+    count = devices or (1 if kind == "jit" else there)
+    if count > there:
+        raise PoloptError(f"devices={count}, but this host has {there}")
+    if kind == "jit" and count > 1:
+        raise PoloptError(f"parallel=jit runs on one device, not {count}: use pmap or auto")
+    return Parallel(count, pmap=kind == "pmap" or count > 1)

@@ -1,0 +1,70 @@
+"""Rows of a batch: which optimiser step each belongs to, and how a step's rows are gathered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polopt.errors import PoloptError
+from polopt.types import Array, Prepared, Rows, Trajectories
+
+
+def take(trajectories: Trajectories, rows: Array) -> Trajectories:
+    """The rows `i32[R]` of a batch; an index of N or more gives a padding row."""
+    taken, valid = _gather(trajectories, rows)
+    return dataclasses.replace(
+        taken,
+        group=jnp.where(valid, taken.group, -1), episode=jnp.where(valid, taken.episode, -1),
+        temperature=jnp.where(valid, taken.temperature, 1),
+    )
+
+
+def take_prepared(prepared: Prepared, rows: Array) -> Prepared:
+    """The same rows of a prepared batch: weight and credit of padding rows are zero."""
+    taken: Rows
+    taken, valid = _gather(prepared.rows, rows)
+    taken = dataclasses.replace(taken, group=jnp.where(valid, taken.group, -1))
+    return dataclasses.replace(prepared, rows=taken)
+
+
+def _gather(tree, rows: Array):
+    taken = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="fill", fill_value=0), tree)
+    return taken, rows < jax.tree.leaves(tree)[0].shape[0]
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is at least n."""
+    return -(-n // multiple) * multiple
+
+
+def assign_steps(
+    group: np.ndarray, minibatches: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Deal the groups of a batch to optimiser steps, at random and whole.
+
+    Args:
+      group: i32[N], -1 on padding rows.
+      minibatches: optimiser steps per pass; at most the number of groups.
+      seed: of the permutation, e.g. (run seed, rollout, epoch).
+
+    Returns:
+      `step_of` i32[N] (0 on padding rows), and for each step the rows in it, ascending.
+    """
+    ids = np.unique(group[group >= 0])
+    if minibatches > len(ids):
+        raise PoloptError(f"minibatches={minibatches} is more than the {len(ids)} groups of a "
+                          "rollout: groups lie whole within an optimiser step")
+    order = np.random.default_rng(seed).permutation(ids) if minibatches > 1 else ids
+    step_of = np.zeros(len(group), np.int32)
+    for step, part in enumerate(np.array_split(order, minibatches)):
+        step_of[np.isin(group, part)] = step
+    real = group >= 0
+    return step_of, [np.flatnonzero(real & (step_of == s)) for s in range(minibatches)]
+
+
+def pad_rows(rows: np.ndarray, width: int, n: int) -> np.ndarray:
+    """i32[width]: the row numbers, then n (a padding row) up to a fixed width."""
+    return np.concatenate([rows, np.full(width - len(rows), n)]).astype(np.int32)

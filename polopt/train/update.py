@@ -1,0 +1,231 @@
+"""The pure update: `(state, trajectories, prepared, rows) -> (state, info)`, one optimiser step.
+
+The gradient function has no collective in it. Rows that are independent are pulled through the
+model micro-batch by micro-batch. Where rows are coupled through the current policy, the
+*cotangent form* is exact whatever the loss: score the step's rows once without gradient, take
+`c = ∂loss/∂outputs` on the whole step, and pull `Σ c·outputs` through the model by micro-batch.
+Under `pmap` gradients are summed over devices once, outside `grad`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from polopt.compose import Algorithm, State, advance, coupling, loss, wants
+from polopt.models.score import score
+from polopt.train.rows import take, take_prepared
+from polopt.types import (
+    Array,
+    Count,
+    Info,
+    Max,
+    Mean,
+    PolicyOutputs,
+    Prepared,
+    Trajectories,
+    merge_info,
+    record,
+)
+
+Modules = dict[str, Any]  # {"policy": LanguageModel, "critic": ValueModel}
+Params = dict[str, Any]  # the same names
+
+
+@record
+class TrainState:
+    """What one optimiser step reads and writes."""
+
+    params: Params
+    opt_state: Any
+    memory: State
+    step: Array  # i32, optimiser steps taken
+    skipped: Array  # i32, of those, skipped for a gradient that was not finite
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, memory: State) -> TrainState:
+    """The state before the first step; parameters are copied, so the caller's stay alive."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(params=params, opt_state=optimizer.init(params), memory=memory,
+                      step=jnp.int32(0), skipped=jnp.int32(0))
+
+
+def make_update(
+    alg: Algorithm,
+    modules: Modules,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batch: int,
+    axis: str | None = None,
+) -> Callable[[TrainState, Trajectories, Prepared, Array], tuple[TrainState, Info]]:
+    """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
+
+    Args:
+      modules: static handles of the models that are trained, by name.
+      micro_batch: rows per forward and backward pass; divides the rows of a step.
+      axis: the pmap axis over which the rows of a step are spread, if any.
+    """
+
+    def update(
+        state: TrainState, trajectories: Trajectories, prepared: Prepared, rows: Array
+    ) -> tuple[TrainState, Info]:
+        # Memory on the update clock moves between the steps of a batch.
+        shared = {**prepared.shared, "memory": state.memory["update"]}
+        prepared = dataclasses.replace(prepared, shared=shared)
+        form = _coupled if coupling(alg) in ("group", "batch") else _independent
+        splits = rows.reshape(-1, micro_batch)
+        grads, info = form(alg, modules, state.params, trajectories, prepared, splits, axis)
+        return _apply(alg, optimizer, state, grads, info)
+
+    return update
+
+
+def _outputs(
+    alg: Algorithm, modules: Modules, params: Params, batch: Trajectories
+) -> PolicyOutputs:
+    models = {name: (module, params[name]) for name, module in modules.items()}
+    return score(models, batch, ("logp", *wants(alg)))
+
+
+def _independent(
+    alg: Algorithm, modules: Modules, params: Params, trajectories: Trajectories,
+    prepared: Prepared, splits: Array, axis: str | None,
+) -> tuple[Params, Info]:
+    def part(params: Params, rows: Array) -> tuple[Array, Info]:
+        batch = take(trajectories, rows)
+        outputs = _outputs(alg, modules, params, batch)
+        value, info = loss(alg, outputs, take_prepared(prepared, rows))
+        return value, {**info, **_gap(outputs, batch), "policy/loss": Count(count=value)}
+
+    def one(rows: Array) -> tuple[Params, Info]:
+        return jax.grad(part, has_aux=True)(params, rows)
+
+    grads, info = _sum_over(one, splits)
+    return _all_sum(grads, axis), _all_merge(info, axis)
+
+
+def _coupled(
+    alg: Algorithm, modules: Modules, params: Params, trajectories: Trajectories,
+    prepared: Prepared, splits: Array, axis: str | None,
+) -> tuple[Params, Info]:
+    def outputs_of(params: Params, rows: Array) -> PolicyOutputs:
+        return _outputs(alg, modules, params, take(trajectories, rows))
+
+    mine = _flat(jax.lax.map(lambda rows: outputs_of(params, rows), splits))
+    rows, whole = splits.reshape(-1), mine
+    gap = _all_merge(_gap(mine, take(trajectories, rows)), axis)
+    if axis is not None:
+        whole = jax.lax.all_gather(mine, axis, tiled=True)
+        rows = jax.lax.all_gather(rows, axis, tiled=True)
+    step = take_prepared(prepared, rows)
+    (value, info), c = jax.value_and_grad(lambda o: loss(alg, o, step), has_aux=True)(whole)
+    if axis is not None:
+        start = jax.lax.axis_index(axis) * splits.size
+        c = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, splits.size), c)
+    c = jax.tree.map(lambda x: x.reshape(*splits.shape, *x.shape[1:]), c)
+
+    def pull(part: tuple[Array, PolicyOutputs]) -> tuple[Params, Info]:
+        rows, cotangent = part
+        _, back = jax.vjp(lambda p: outputs_of(p, rows), params)
+        return back(cotangent)[0], {}
+
+    grads, _ = _sum_over(pull, (splits, c))
+    return _all_sum(grads, axis), {**info, **gap, "policy/loss": Count(count=value)}
+
+
+def _flat(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _sum_over(f: Callable[[Any], tuple[Params, Info]], parts: Any) -> tuple[Params, Info]:
+    """Σ of gradients and merge of infos over micro-batches, one at a time."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    if jax.tree.leaves(parts)[0].shape[0] == 1:
+        return f(first)
+
+    def body(total: tuple[Params, Info], part: Any) -> tuple[tuple[Params, Info], None]:
+        grads, info = f(part)
+        return (jax.tree.map(jnp.add, total[0], grads), merge_info(total[1], info)), None
+
+    rest = jax.tree.map(lambda x: x[1:], parts)
+    return jax.lax.scan(body, f(first), rest)[0]
+
+
+def _all_sum(grads: Params, axis: str | None) -> Params:
+    return grads if axis is None else jax.lax.psum(grads, axis)
+
+
+def _all_merge(info: Info, axis: str | None) -> Info:
+    if axis is None:
+        return info
+
+    def merge(entry: Mean | Max | Count) -> Mean | Max | Count:
+        reduce = jax.lax.pmax if isinstance(entry, Max) else jax.lax.psum
+        return reduce(entry, axis)
+
+    return jax.tree.map(merge, info, is_leaf=lambda x: isinstance(x, Mean | Max | Count))
+
+
+def _gap(outputs: PolicyOutputs, batch: Trajectories) -> Info:
+    """|sampler's − trainer's log-probability|; speaks of the sampler on a batch's first step."""
+    sampled = batch.logp_sampler + batch.log_keep
+    gap = jnp.where(batch.action_mask, jnp.abs(jax.lax.stop_gradient(outputs.logp) - sampled), 0)
+    tokens = jnp.sum(batch.action_mask, dtype=jnp.float32)
+    return {"rollout/logp_gap": Mean(sum=jnp.sum(gap), weight=tokens),
+            "rollout/logp_gap_max": Max(max=jnp.max(gap))}
+
+
+def _apply(
+    alg: Algorithm, optimizer: optax.GradientTransformation,
+    state: TrainState, grads: Params, info: Info,
+) -> tuple[TrainState, Info]:
+    """Step the optimiser, or leave everything as it was if the gradient is not finite."""
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    stepped = optax.apply_updates(state.params, updates)
+    memory = advance(alg, state.memory, info)
+
+    def choose(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    change = optax.global_norm(updates) / optax.global_norm(state.params)
+    info = {**info, "update/grad_norm": _one(norm), "update/param_change": _one(change)}
+    return TrainState(
+        params=choose(stepped, state.params), opt_state=choose(opt_state, state.opt_state),
+        memory=choose(memory, state.memory),
+        step=state.step + 1, skipped=state.skipped + ~finite,
+    ), info
+
+
+def _one(x: Array) -> Mean:
+    return Mean(sum=x, weight=jnp.ones_like(x))
+
+
+def make_scorer(
+    modules: Modules, want: tuple[str, ...], *, micro_batch: int
+) -> Callable[[Params, Trajectories, Array], dict[str, Array]]:
+    """`(params, trajectories, rows i32[R]) -> {column: [R,T]}`, without gradient.
+
+    Args:
+      modules: static handles, by the names that `want` reads.
+      want: column names, "logp" among them if it is wanted.
+      micro_batch: rows per forward pass; divides R.
+    """
+
+    def scorer(params: Params, trajectories: Trajectories, rows: Array) -> dict[str, Array]:
+        models = {name: (module, params[name]) for name, module in modules.items()}
+
+        def part(rows: Array) -> dict[str, Array]:
+            out = score(models, take(trajectories, rows), want)
+            logp = {} if out.logp is None else {"logp": out.logp}
+            return {**logp, **out.columns}
+
+        return _flat(jax.lax.map(part, rows.reshape(-1, micro_batch)))
+
+    return scorer
