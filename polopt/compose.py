@@ -201,7 +201,8 @@ def prepare(
     step = jnp.zeros_like(trajectories.id) if step_of is None else step_of
     members = {name: _members(writers, trajectories, keep) for name, writers in terms(alg).items()}
     rows = Rows(
-        credit=jax.lax.stop_gradient(value), mask=keep, members=members, weights={}, before=before,
+        credit=jax.lax.stop_gradient(value), mask=keep,
+        scored=trajectories.scored, members=members, weights={}, before=before,
         columns={**_columns(alg, trajectories), **credit.targets},
         group=trajectories.group, turn=trajectories.turn, id=trajectories.id, step=step,
     )
@@ -248,9 +249,10 @@ def _clean(trajectories: Trajectories) -> Trajectories:
         inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
         return jnp.where(inside, _full(x), 0)
 
-    real = jnp.arange(mask.shape[1]) < trajectories.length[:, None]
-    scored = trajectories.scored[:, None] & real
-    parts = {name: jnp.where(scored, _full(x), 0) for name, x in trajectories.reward_parts.items()}
+    real = jnp.arange(mask.shape[1])[None] < trajectories.length[:, None]
+    # A row without actions is paid at its prompt; every other reward stands at an action.
+    earned = trajectories.scored[:, None] & real & (mask | ~mask.any(axis=1, keepdims=True))
+    parts = {name: jnp.where(earned, _full(x), 0) for name, x in trajectories.reward_parts.items()}
     return dataclasses.replace(
         trajectories, reward_parts=parts,
         logp_sampler=clean(trajectories.logp_sampler), log_keep=clean(trajectories.log_keep),

@@ -20,7 +20,6 @@ _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-@dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[_T]) -> type[_T]:
     """Make `cls` a frozen, keyword-only dataclass that is a pytree of all its fields."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
@@ -124,6 +123,7 @@ class Rows:
 
     credit: Array  # f32[N,T] constant in the loss
     mask: Array  # bool[N,T] action tokens that the reward side kept
+    scored: Array  # bool[N] the reward was known
     members: dict[str, Array]  # {term: bool[N,T]} tokens in the term's denominator
     weights: dict[str, Array]  # {term: f32[N,T]} summed, never averaged
     columns: dict[str, Array]

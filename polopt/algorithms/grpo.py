@@ -71,8 +71,12 @@ def gspo() -> Algorithm:
     )
 
 
-def cispo(*, high: float = 0.28) -> Algorithm:
-    """CISPO (2506.13585): clip the detached weight, so that no token loses its gradient."""
+def cispo(*, high: float = 4.0) -> Algorithm:
+    """CISPO (2506.13585): clip the detached weight, so that no token loses its gradient.
+
+    The paper bounds the ratio from above only and does not print the bound; 5 is ScaleRL's
+    (2510.13786).
+    """
     return Algorithm(
         name="cispo",
         reward=chain(outcome_return(), group_mean_baseline(), group_std_scale()),

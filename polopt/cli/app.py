@@ -26,12 +26,12 @@ commands:
 {commands}
 
 examples:
-  polopt train                                  GRPO on a small model and task, on any machine
+  polopt train                                  GRPO, a small model, any machine
   polopt train --algorithm rloo --steps 200     another method
   polopt eval runs/grpo-chain_sum-0             what the trained model reaches
   polopt train --help                           every setting
 
-exit codes: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C, 143 by SIGTERM
+exit codes: 0 done, 1 failed, 2 not understood, 130 and 143 stopped on request
 """
 
 

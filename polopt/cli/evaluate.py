@@ -11,14 +11,14 @@ from polopt.train.intervals import pass_at_k, wilson
 from polopt.train.sinks import SampleView
 
 EXAMPLES = """\
-  polopt eval                                     the base model on its own task
-  polopt eval runs/grpo-chain_sum-0               a run's last checkpoint on what it trained on
+  polopt eval                                     the base model
+  polopt eval runs/grpo-chain_sum-0               a run, on what it trained on
   polopt eval runs/grpo-chain_sum-0 --task-args max_terms=5 --problems 1000
   polopt eval runs/grpo-chain_sum-0 --samples 16  pass@1, 2, 4, 8 and 16"""
 
 
 def run(argv: Sequence[str], complete: Complete | None = None) -> int:
-    """Measure and print; `complete` is `polopt.train.evaluate.complete`."""
+    """Measure and print; `complete` is `polopt.train.evaluate.complete` unless given."""
     config = read_arguments(argv, SampleConfig(), "eval", EXAMPLES)
     result = measure((complete or backend())(config))
     if config.json:

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
-from polopt.errors import UsageError, did_you_mean, missing_extra
+from polopt.errors import PoloptError, UsageError, did_you_mean, missing_extra
 
 Config = TypeVar("Config")
 
@@ -54,8 +55,9 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             config, unknown = read(argv)
     except SystemExit as error:
-        words = _first_words(complaint.getvalue())
-        raise UsageError(words.removeprefix(f"Error parsing {kind.__name__}: ")) from error
+        if isinstance(error.__context__, PoloptError):  # the configuration refused its values
+            raise error.__context__ from None
+        raise UsageError(_first_words(complaint.getvalue())) from error
     if unknown:
         raise UsageError(_unknown(unknown[0], kind, command))
     return config
@@ -85,10 +87,10 @@ def _unknown(word: str, kind: type, command: str) -> str:
 
 def _first_words(box: str) -> str:
     """Take the first paragraph out of the box that tyro draws around a complaint."""
-    words: list[str] = []
-    for line in box.splitlines()[1:]:
-        inner = line.strip("│ ")
-        if not inner.strip("─╭╮╰╯ "):
-            break
-        words.append(inner)
-    return " ".join(words) or "the arguments cannot be read"
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]  # the first is a title
+    body = itertools.dropwhile(_is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
+
+
+def _is_rule(line: str) -> bool:
+    return not any(character.isalnum() for character in line)

@@ -16,7 +16,7 @@ Pretrain = Callable[[PretrainConfig], Path]
 
 
 def run(argv: Sequence[str], pretrain: Pretrain | None = None) -> int:
-    """Train by supervision; `pretrain` is `polopt.train.pretrain.pretrain`."""
+    """Train by supervision; `pretrain` is `polopt.train.pretrain.pretrain` unless given."""
     config = parse(PretrainConfig, argv, command="pretrain", examples=EXAMPLES)
     if Path(config.out).exists():
         raise PoloptError(f"{config.out} exists already: choose another folder with --out")

@@ -19,7 +19,7 @@ Complete = Callable[[SampleConfig], Sequence[Sequence[SampleView]]]
 
 
 def run(argv: Sequence[str], complete: Complete | None = None) -> int:
-    """Print a few completions with their rewards; `complete` is `polopt.train.evaluate.complete`."""
+    """Print a few completions; `complete` is `polopt.train.evaluate.complete` unless given."""
     config = read_arguments(argv, SampleConfig(problems=3), "sample", EXAMPLES)
     views = [view for problem in (complete or backend())(config) for view in problem]
     if config.json:

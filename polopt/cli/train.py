@@ -6,29 +6,33 @@ import sys
 from collections.abc import Callable, Sequence
 
 from polopt.cli.parse import parse, take
+from polopt.cli.table import find_algorithm
 from polopt.train.config import TrainConfig, read_config
 from polopt.train.sinks import Sink, Summary
 from polopt.train.stop import EXIT_CODES
 
 EXAMPLES = """\
-  polopt train                                       GRPO on short sums, from the base model
-  polopt train --algorithm dapo --steps 200          another method, longer
-  polopt train --algorithm mine.py:my_method         your own composition
+  polopt train                                    GRPO on short sums
+  polopt train --algorithm dapo --steps 200       another method, longer
+  polopt train --algorithm mine.py:my_method      your own composition
   polopt train --set clip.low=0.1 kl_penalty.coefficient=0
   polopt train --task spell_backward --task-args max_word_len=5
   polopt train --data problems.jsonl --reward rewards.py:score
-  polopt train --config runs/grpo-chain_sum-0/config.json --seed 1   the same, another seed
-  polopt train --config runs/grpo-chain_sum-0/config.json --resume   continue what was stopped"""
+  polopt train --config runs/grpo-chain_sum-0 --seed 1     again, another seed
+  polopt train --config runs/grpo-chain_sum-0 --resume     go on where it stopped
+
+--config takes a run's folder or a config.json; other options replace its values."""
 
 Loop = Callable[..., Summary]
 
 
 def run(argv: Sequence[str], loop: Loop | None = None) -> int:
-    """Train; `loop` is called as ``loop(config, sinks=[...])``, `polopt.train.loop.train`'s form."""
+    """Train; `loop` is `polopt.train.loop.train` unless another one is given."""
     config = read_arguments(argv)
     sinks = make_sinks(config)
     try:
-        summary = (_the_loop() if loop is None else loop)(config, sinks=sinks)
+        algorithm = find_algorithm(config.algorithm)
+        summary = (loop or _the_loop())(config, algorithm=algorithm, sinks=sinks)
     except KeyboardInterrupt:
         print(stopped_line(config, None), file=sys.stderr)
         return EXIT_CODES["SIGINT"]
@@ -76,11 +80,10 @@ def make_sinks(config: TrainConfig) -> list[Sink]:
 
 def stopped_line(config: TrainConfig, steps: int | None) -> str:
     """Say where a stopped run lies and how to go on with it."""
-    saved = config.folder / "config.json"
-    if not saved.exists():
+    if not (config.folder / "config.json").exists():
         return "polopt: stopped before the run began"
     when = "at once, after its last checkpoint" if steps is None else f"after step {steps}"
-    command = f"polopt train --config {shlex.quote(str(saved))} --resume"
+    command = f"polopt train --config {shlex.quote(str(config.folder))} --resume"
     return f"polopt: stopped {when}; the run is in {config.folder}; continue with: {command}"
 
 

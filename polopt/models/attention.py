@@ -71,7 +71,9 @@ def after_prompt(q: Array, prompt: KeyValue, own: KeyValue, seen: Array, visible
     G, R = N // P, H // K
     q = (q * d**-0.5).reshape(N, T, K, R, d)
     shared = q.reshape(P, G, T, K, R, d)
-    to_prompt = jnp.einsum("pgtkrd,pksd->pgktrs", shared, prompt[0], preferred_element_type=jnp.float32)
+    to_prompt = jnp.einsum(
+        "pgtkrd,pksd->pgktrs", shared, prompt[0], preferred_element_type=jnp.float32
+    )
     to_prompt = jnp.where(seen[:, None, None, None, None, :], to_prompt, -jnp.inf)
     to_prompt = to_prompt.reshape(N, K, T, R, S)
     to_own = jnp.einsum("ntkrd,nkcd->nktrc", q, own[0], preferred_element_type=jnp.float32)

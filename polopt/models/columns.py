@@ -188,7 +188,7 @@ def _target_slope(lse: Array, z: Array, targets: Array):
 
 def _shannon_value(z: Array):
     lse = _lse(z)
-    H = -jnp.sum(jnp.exp(z - lse) * (z - lse), axis=-1)
+    H = lse[:, 0] - jnp.sum(jnp.exp(z - lse) * z, axis=-1)
     return H, (lse, H)
 
 

@@ -42,7 +42,10 @@ class Attention(nnx.Module):
             self.k_norm = _norm(config.head_dim, config, rngs)
         self.config = config
 
-    def __call__(self, x: Array, positions: Array, attend: Attend, memory: Any):
+    def __call__(
+        self, x: Array, positions: Array, attend: Attend, memory: Any
+    ) -> tuple[Array, Any]:
+        """[B,T,D] -> [B,T,D], and what `attend` remembered."""
         B, T, _ = x.shape
         heads = (B, T, -1, self.config.head_dim)
         q, k, v = self.q(x).reshape(heads), self.k(x).reshape(heads), self.v(x).reshape(heads)
@@ -65,6 +68,7 @@ class Mlp(nnx.Module):
         self.down = linear(config.mlp_size, config.hidden_size, kernel_init=_residual_init(config))
 
     def __call__(self, x: Array) -> Array:
+        """[B,T,D] -> [B,T,D]."""
         return self.down(nnx.silu(self.gate(x)) * self.up(x))
 
 
@@ -77,7 +81,10 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(config.hidden_size, config, rngs)
         self.mlp = Mlp(config, dtype, rngs)
 
-    def __call__(self, x: Array, positions: Array, attend: Attend, memory: Any):
+    def __call__(
+        self, x: Array, positions: Array, attend: Attend, memory: Any
+    ) -> tuple[Array, Any]:
+        """[B,T,D] -> [B,T,D], and what `attend` remembered."""
         change, memory = self.attention(self.attention_norm(x), positions, attend, memory)
         x = x + change
         return x + self.mlp(self.mlp_norm(x)), memory

@@ -13,6 +13,7 @@ rounded up to whole chunks), `V` vocabulary, `D` hidden size.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polopt.models.columns import Column
-from polopt.types import Array
+from polopt.types import Array, record
 
 Columns = tuple[Column, ...]
 
@@ -31,11 +32,14 @@ CHUNK_BYTES = 2**26
 MIN_ROWS = 128
 
 
-class Head(NamedTuple):
+@record
+class Head:
     """What one model brings: the states that predict, and the matrix that reads them."""
 
     hidden: Array  # [M,D]
     unembedding: Array  # [V,D]
+    # The type in which they are multiplied; sums are at least float32.
+    dtype: Any = dataclasses.field(metadata={"static": True})
 
 
 class Rows(NamedTuple):
@@ -111,7 +115,7 @@ def head_columns(
       {column: pytree of [M, ...]}. Floating leaves are differentiable in `moving`.
     """
 
-    heads = {**moving, **fixed}
+    heads = _cast({**moving, **fixed})
 
     def evaluate(i: Array) -> tuple[_Part, dict[str, Any]]:
         part = _Part.read(rows, i, chunk)
@@ -133,30 +137,31 @@ def _forward(columns: Columns, chunk: int, moving: Any, fixed: Any, rows: Rows):
 
 def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any]):
     moving, fixed, rows = saved
+    heads, others = _cast(moving), _cast(fixed)
 
     def body(i: Array, total: dict[str, Head]) -> dict[str, Head]:
         part = _Part.read(rows, i, chunk)
-        constant = part.logits(fixed)
+        constant = part.logits(others)
 
         def floats(logits: dict[str, Array]) -> list[Array]:
             return _float_leaves(_evaluate(columns, {**logits, **constant}, part.token))
 
-        _, pull = jax.vjp(floats, part.logits(moving))
+        _, pull = jax.vjp(floats, part.logits(heads))
         (change,) = pull([part.take(leaf) for leaf in _float_leaves(cotangent)])
-        return {name: part.add(total[name], moving[name], change[name]) for name in moving}
+        return {name: part.add(total[name], heads[name], change[name]) for name in heads}
 
-    zero = {
-        name: Head(
-            jnp.zeros_like(head.hidden), jnp.zeros(head.unembedding.shape, _wide(head.unembedding))
+    def zero(head: Head) -> Head:
+        wide = _wide(head.unembedding.dtype)
+        return dataclasses.replace(
+            head,
+            hidden=jnp.zeros_like(head.hidden),
+            unembedding=jnp.zeros(head.unembedding.shape, wide),
         )
-        for name, head in moving.items()
-    }
-    total = lax.fori_loop(0, rows.chunks, body, zero)
-    gradient = {
-        name: Head(total[name].hidden, total[name].unembedding.astype(head.unembedding.dtype))
-        for name, head in moving.items()
-    }
-    return gradient, None, None
+
+    total = lax.fori_loop(
+        0, rows.chunks, body, {name: zero(head) for name, head in moving.items()}
+    )
+    return jax.tree.map(lambda sum, x: sum.astype(x.dtype), total, moving), None, None
 
 
 head_columns.defvjp(_forward, _backward)
@@ -177,19 +182,27 @@ def _float_leaves(tree: Any) -> list[Array]:
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
-def _wide(x: Array) -> Any:
+def _wide(dtype: Any) -> Any:
     """float32, or float64 for float64."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _cast(heads: dict[str, Head]) -> dict[str, Head]:
+    """The unembeddings in the type of the product, once and not in every chunk."""
+    return {
+        name: dataclasses.replace(head, unembedding=head.unembedding.astype(head.dtype))
+        for name, head in heads.items()
+    }
 
 
 class _Part(NamedTuple):
     """The rows of one chunk. Padding rows read zeros and are never written."""
 
     position: Array  # i32[C], `M` on padding
-    live: Array  # bool[C]
     source: Array  # i32[C]
     token: Array  # i32[C]
-    scale: Array  # f32[C,1] one over the temperature
+    scale: Array  # f32[C,1] one over the temperature, zero on padding
+    live: Array  # bool[C,1]
 
     @classmethod
     def read(cls, rows: Rows, i: Array, chunk: int) -> _Part:
@@ -198,21 +211,22 @@ class _Part(NamedTuple):
         at = jnp.where(live, position, 0)
         return cls(
             position=position,
-            live=live,
             source=rows.source[at],
             token=rows.token[at],
-            scale=1 / jnp.where(live, rows.temperature[at], 1)[:, None],
+            scale=jnp.where(live, 1 / jnp.where(live, rows.temperature[at], 1), 0)[:, None],
+            live=live[:, None],
         )
 
     def states(self, head: Head) -> Array:
-        """[C,D] in the type of the unembedding, which decides the type of the product."""
-        rows = jnp.where(self.live[:, None], head.hidden[self.source], 0)
-        return rows.astype(head.unembedding.dtype)
+        """[C,D] over the temperature: `D` divisions in place of `V`, and before any rounding."""
+        wide = _wide(head.hidden.dtype)
+        states = jnp.where(self.live, head.hidden[self.source], 0).astype(wide)
+        return (states * self.scale.astype(wide)).astype(head.dtype)
 
     def logits(self, heads: dict[str, Head]) -> dict[str, Array]:
         """{model: [C,V]} divided by the temperature, in float32 (float64 for float64)."""
         return {
-            name: _product("cd,vd->cv", self.states(head), head.unembedding) * self.scale
+            name: _product("cd,vd->cv", self.states(head), head.unembedding)
             for name, head in heads.items()
         }
 
@@ -224,16 +238,17 @@ class _Part(NamedTuple):
         return column.at[self.position].set(new, mode="drop", indices_are_sorted=True)
 
     def add(self, total: Head, head: Head, change: Array) -> Head:
-        """Add what the chunk's `change f32[C,V]` of the logits makes of the gradient."""
-        change = jnp.where(self.live[:, None], change * self.scale, 0)
-        change = change.astype(head.unembedding.dtype)
-        hidden = _product("cv,vd->cd", change, head.unembedding).astype(total.hidden.dtype)
-        source = jnp.where(self.live, self.source, total.hidden.shape[0])
-        return Head(
-            total.hidden.at[source].add(hidden, mode="drop"),
-            total.unembedding + _product("cv,cd->vd", change, self.states(head)),
+        """Add what the chunk's `change [C,V]` of the logits makes of the gradient."""
+        change = jnp.where(self.live, change, 0).astype(head.dtype)
+        hidden = _product("cv,vd->cd", change, head.unembedding)
+        hidden = (hidden * self.scale.astype(hidden.dtype)).astype(total.hidden.dtype)
+        source = jnp.where(self.live[:, 0], self.source, total.hidden.shape[0])
+        return dataclasses.replace(
+            total,
+            hidden=total.hidden.at[source].add(hidden, mode="drop"),
+            unembedding=total.unembedding + _product("cv,cd->vd", change, self.states(head)),
         )
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=_wide(b))
+    return jnp.einsum(equation, a, b, preferred_element_type=_wide(b.dtype))

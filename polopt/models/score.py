@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -15,7 +16,11 @@ from polopt.types import Array, PolicyOutputs, Trajectories
 
 
 class Language(Protocol):
-    """What `score` asks of a policy, teacher or reference: `LanguageModel` has it."""
+    """What `score` asks of a policy, teacher or reference: `LanguageModel` has it.
+
+    A module may say in which type its logits are multiplied by an attribute `compute_dtype`;
+    without one it is the type of the unembedding.
+    """
 
     def hidden(self, params: Any, tokens: Array) -> Array:
         """[N,T,D]: the state after each token, final norm applied."""
@@ -130,7 +135,8 @@ def _score_language(
     def block(hidden: dict[str, Array], scored: Array, tokens: Array, temperature: Array):
         n = scored.shape[0]
         flat = {
-            name: Head(hidden[name].reshape(n * T, -1), heads[name].unembedding) for name in heads
+            name: dataclasses.replace(head, hidden=hidden[name].reshape(n * T, -1))
+            for name, head in heads.items()
         }
         moving = {name: flat.pop(name) for name in ("policy",) if name in flat}
         rows = select_rows(scored, tokens, temperature, chunk)
@@ -149,4 +155,6 @@ def _head(name: str, module: Any, params: Any, tokens: Array) -> Head:
     """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is the policy."""
     if name != "policy":
         params = jax.lax.stop_gradient(params)
-    return Head(module.hidden(params, tokens), module.unembedding(params))
+    unembedding = module.unembedding(params)
+    dtype = jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype))
+    return Head(hidden=module.hidden(params, tokens), unembedding=unembedding, dtype=dtype)

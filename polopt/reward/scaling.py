@@ -37,6 +37,9 @@ def batch_whiten(
     value = credit.per_token()
     count = jnp.sum(counted, dtype=value.dtype)
     mean = masked_sum(value, counted) / jnp.maximum(count, 1)
-    centred = jnp.where(counted, value - mean, 0)
+    low = jnp.min(value, initial=jnp.inf, where=counted)
+    high = jnp.max(value, initial=-jnp.inf, where=counted)
+    # Equal credits are zero exactly: what rounding leaves would be divided by sqrt(eps).
+    centred = jnp.where(counted & (high > low), value - mean, 0)
     variance = jnp.sum(centred**2) / jnp.maximum(count - ddof, 1)
     return dataclasses.replace(credit, value=centred * jax.lax.rsqrt(variance + eps))

@@ -190,7 +190,8 @@ def _check_lengths(
         )
     if list(grow_at) != sorted({room for room in grow_at if 1 <= room < C}):
         raise PoloptError(
-            f"generate: grow_at is {grow_at}: give rising lengths from 1, below max_new_tokens ({C})"
+            f"generate: grow_at is {grow_at}: "
+            f"give rising lengths from 1, below max_new_tokens ({C})"
         )
     if allowed_vocab is not None and not 1 <= allowed_vocab <= V:
         raise PoloptError(

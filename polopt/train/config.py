@@ -17,7 +17,7 @@ from polopt.errors import PoloptError, UsageError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a language model with a policy-optimisation method, and keep a record of it.
+    """Train a language model with a policy-optimisation method and record the run.
 
     Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
     """
@@ -36,12 +36,12 @@ class TrainConfig:
     reward: str | None = None
     """Your own reward function, as file.py:name or module:name."""
     model: str = "base"
-    """The model to start from: base (ships with polopt), a run folder or a model folder."""
+    """The model to start from: base (ships with polopt) or the folder of a run."""
 
     steps: int = 100
     """Training steps; each is a rollout followed by its update."""
-    prompts: int = 32
-    """Prompts per rollout."""
+    prompts: int | None = None
+    """Prompts per rollout (None: so many that a rollout has 256 completions)."""
     group_size: int | None = None
     """Completions per prompt (None: the method's, scaled to the task)."""
     epochs: int | None = None
@@ -126,7 +126,7 @@ class SampleConfig:
     """
 
     model: str = "base"
-    """A run folder, a model folder, or base (ships with polopt)."""
+    """base (ships with polopt) or the folder of a run."""
     task: str | None = None
     """Family of problems (None: the run's own, or chain_sum)."""
     task_args: tuple[str, ...] = ()
@@ -143,6 +143,12 @@ class SampleConfig:
     """Longest completion, in tokens (None: the run's own, or 48)."""
     temperature: float = 1.0
     """Sampling temperature; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: float | None = None
+    """Sample within the smallest set of tokens that has this much probability."""
+    min_p: float | None = None
+    """Drop tokens below this share of the likeliest token's probability."""
     seed: int = 0
     """Seed of problems and samples."""
     json: bool = False

@@ -85,8 +85,10 @@ class PlainProgress:
             self._print(view.evaluation_line(history))
 
     def samples(self, step: int, samples: Sequence[SampleView]) -> None:
-        """Print one completion."""
-        for sample in samples[:1]:
+        """Print a completion of a prompt that was there at first, to see it change."""
+        history = self._need_history()
+        history.add_samples(samples)
+        for sample in [s for s in samples if s.prompt in history.tracked][:1]:
             self._print(f"  {view.clean_end(sample.prompt, 76)}")
             self._print(f"  {mark(sample)} {view.clean(sample.completion, 68)}")
 
@@ -187,11 +189,11 @@ def render(history: History, width: int, height: int = 40) -> "RenderableType":
         accuracies = [m["eval/accuracy"] for _, m in history.evaluations]
         parts.append(Text(f"  accuracy  {view.sparkline(accuracies, curve)}", style="green"))
     room = max(0, (height - 14) // 3)
-    shown = history.samples[: min(3, room)]
+    shown = [*history.tracked.values(), *([(history.fresh,) * 2] if history.fresh else [])][:room]
     if shown:
         parts.append(Text())
-    for sample in shown:
-        parts.append(_sample(history, sample, width))
+    for first, last in shown:
+        parts.append(_sample(first, last, width))
     return Group(*parts)
 
 
@@ -255,16 +257,16 @@ def _numbers(history: History) -> "RenderableType":
     return table
 
 
-def _sample(history: History, sample: SampleView, width: int) -> "RenderableType":
+def _sample(first: SampleView, sample: SampleView, width: int) -> "RenderableType":
+    """Draw a completion, and the first one of the same prompt where it was another."""
     from rich.text import Text
 
     style = {True: "green", False: "red", None: "yellow"}[sample.correct]
     room = width - 12
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"  prompt    {view.clean_end(sample.prompt, room)}\n", style="dim")
-    first = history.first_completions.get(sample.prompt, sample.completion)
-    if first != sample.completion:
-        text.append(f"  at first  {view.clean(first, room)}\n", style="dim")
+    if first.completion != sample.completion:
+        text.append(f"  at first  {view.clean(first.completion, room)}\n", style="dim")
     answer = f"  (answer {view.clean(sample.answer, 20)}, {sample.stop})"
     completion = view.clean(sample.completion, max(10, room - len(answer)))
     text.append(f"  {mark(sample):<9} ", style=style)

@@ -15,7 +15,7 @@ from polopt.train.sinks import SampleView, Summary
 
 LOSS_NOTE = "Loss near 0 is normal: on-policy it is the mean centred credit. Watch reward."
 
-LEGEND = "tied: groups whose rewards are all equal (no gradient); cut: at the length limit."
+LEGEND = "ent: entropy, tied: groups of equal rewards (no gradient), cut: by the limit"
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -30,8 +30,8 @@ class History:
         self.latest: dict[str, float] = {}
         self.rewards: list[float] = []
         self.evaluations: list[tuple[int, dict[str, float]]] = []
-        self.samples: Sequence[SampleView] = ()
-        self.first_completions: dict[str, str] = {}
+        self.fresh: SampleView | None = None
+        self.tracked: dict[str, tuple[SampleView, SampleView]] = {}
         self._clock = clock
         self._began = clock()
         self._ends: list[float] = []
@@ -52,10 +52,14 @@ class History:
             self.evaluations.append((step, values))
 
     def add_samples(self, samples: Sequence[SampleView]) -> None:
-        """Take completions, and remember the first one of each prompt."""
-        self.samples = samples
+        """Take completions; the prompts that come first are followed through the run."""
+        if not self.tracked:
+            self.tracked = {sample.prompt: (sample, sample) for sample in samples[:2]}
+            return
         for sample in samples:
-            self.first_completions.setdefault(sample.prompt, sample.completion)
+            if sample.prompt in self.tracked:
+                self.tracked[sample.prompt] = (self.tracked[sample.prompt][0], sample)
+        self.fresh = next((s for s in samples if s.prompt not in self.tracked), self.fresh)
 
     @property
     def elapsed(self) -> float:
@@ -65,7 +69,7 @@ class History:
     @property
     def seconds_per_step(self) -> float | None:
         """Median over the last steps; None until two have ended (the first one compiles)."""
-        gaps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(self._ends)]
         return statistics.median(gaps) if gaps else None
 
     @property
@@ -130,7 +134,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if count == 0:
         return ""
     edges = [i * len(values) // count for i in range(count + 1)]
-    means = [statistics.fmean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [statistics.fmean(values[a:b]) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     if high == low:
         return _BLOCKS[0] * count
@@ -177,8 +181,8 @@ def kl_key(metrics: Mapping[str, float]) -> str:
 def header(config: TrainConfig, info: Mapping[str, Any]) -> str:
     """Say in one line what is run, where, and on what."""
     source = config.task if config.data is None else config.data
-    where = f" on {info['devices']}" if "devices" in info else ""
-    resumed = f", resumed at step {info['resumed_at']}" if info.get("resumed_at") else ""
+    where = f" on {info.get('devices', '')} {info['device']}" if "device" in info else ""
+    resumed = f", resumed from step {info['resumed_from']}" if info.get("resumed_from") else ""
     return clean(f"polopt: {config.algorithm} on {source}, {config.steps} steps"
                  f"{resumed}{where} -> {config.folder}")
 
@@ -186,13 +190,14 @@ def header(config: TrainConfig, info: Mapping[str, Any]) -> str:
 def step_line(history: History) -> str:
     """Write the latest step on one line of fewer than 80 columns."""
     m, total = history.latest, history.config.steps
-    parts = [f"{history.done:>{len(str(total))}}/{total} "]
-    for label, key in (
-        ("reward", "reward/mean"), ("entropy", "policy/entropy"), ("kl", kl_key(m)),
-        ("tied", "groups/zero_spread"), ("cut", "rollout/truncated"), ("len", "rollout/length"),
+    parts = [f"{history.done:>{len(str(total))}}/{total}"]
+    for label, key, form in (
+        ("reward", "reward/mean", ".3f"), ("ent", "policy/entropy", ".3f"),
+        ("kl", kl_key(m), ".4f"), ("tied", "groups/zero_spread", ".0%"),
+        ("cut", "rollout/truncated", ".0%"), ("len", "rollout/length", ".0f"),
     ):
         if key in m:
-            parts.append(f"{label} {number(m, key).replace(' %', '%')}")
+            parts.append(f"{label} {m[key]:{form}}")
     pace = history.seconds_per_step
     if pace is not None and history.done < total:
         parts.append(f"{duration(pace * (total - history.done))} left")

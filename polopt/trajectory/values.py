@@ -27,6 +27,7 @@ def value_loss(
     if value_clip is not None:
         near = old + jnp.clip(value - old, -value_clip, value_clip)
         error = jnp.maximum(error, (near - returns) ** 2)
-    term = Term(objective=-coefficient * error / 2, mask=context.mask)
+    # Where the reward is not known, neither is the return.
+    term = Term(objective=-coefficient * error / 2, mask=context.mask & context.rows.scored[:, None])
     info = {**surrogate.info, "critic/error": token_info(error, context.mask)}
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "value": term}, info=info)

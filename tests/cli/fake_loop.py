@@ -39,6 +39,11 @@ def samples(progress):
     ]
 
 
+def fresh(step):
+    return SampleView(prompt=f"{step} + 1 =", completion=f"{step + 1}", answer=f"{step + 1}",
+                      reward=1.0, stop="EOS", correct=True)
+
+
 def metrics(step, progress):
     return {
         "reward/mean": 0.27 + 0.3 * progress,
@@ -54,7 +59,8 @@ def metrics(step, progress):
     }
 
 
-def train(config: TrainConfig, sinks) -> Summary:
+def train(config: TrainConfig, *, algorithm, sinks=()) -> Summary:
+    assert callable(algorithm)
     delay = float(os.environ.get("FAKE_DELAY", "0"))
     began = time.monotonic()
     first = last = evaluation(0.27)
@@ -64,7 +70,7 @@ def train(config: TrainConfig, sinks) -> Summary:
             done = sum(1 for _ in record.checkpoints.iterdir())
             record.resume_at(done or -1)
         out = Fanout([record, *sinks])
-        out.start(config, {"devices": "1 CPU device", "resumed_at": done})
+        out.start(config, {"devices": 1, "device": "cpu", "resumed_from": done})
         if done == 0:
             out.evaluation(0, first)
             out.samples(0, samples(0.0))
@@ -73,6 +79,7 @@ def train(config: TrainConfig, sinks) -> Summary:
             progress = done / config.steps
             time.sleep(delay)
             out.step(done, metrics(done, progress))
+            out.samples(done, [fresh(done)])
             if done % config.eval_every == 0:
                 last = evaluation(0.27 + 0.3 * progress)
                 out.evaluation(done, last)

@@ -1,0 +1,60 @@
+"""What a rollout says of a run: metrics read off the record, host side."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from polopt.types import Trajectories, truncated
+
+
+def outcome(trajectories: Trajectories) -> np.ndarray:
+    """f32[N]: the recorded reward of each row, all components summed."""
+    parts = trajectories.reward_parts.values()
+    return sum((np.asarray(part).sum(1) for part in parts), np.zeros(len(trajectories.length)))
+
+
+def correct(trajectories: Trajectories) -> np.ndarray:
+    """bool[N]: the row's `correct` component, or its whole reward if there is none, reaches 1."""
+    parts = trajectories.reward_parts
+    judged = np.asarray(parts["correct"]).sum(1) if "correct" in parts else outcome(trajectories)
+    return trajectories.scored & (judged >= 1)
+
+
+def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
+    """Flat metrics of a batch, named as in the run's schema.
+
+    `policy/entropy` is −mean(log-probability) of the sampled tokens: an unbiased estimate that
+    costs nothing, under the tempered, unfiltered distribution.
+    """
+    scored, reward = np.asarray(trajectories.scored), outcome(trajectories)
+    tokens = np.asarray(trajectories.action_mask)
+    length = tokens.sum(1)
+    logp = np.asarray(trajectories.logp_sampler) + np.asarray(trajectories.log_keep)
+    seen = reward[scored]
+    metrics = {
+        "reward/mean": float(seen.mean()) if seen.size else 0.0,
+        "reward/std": float(seen.std()) if seen.size else 0.0,
+        "reward/unscored": float(1 - scored.mean()),
+        "rollout/length": float(length.mean()),
+        "rollout/length_max": int(length.max()),
+        "rollout/truncated": float(np.asarray(truncated(np.asarray(trajectories.stop))).mean()),
+        "rollout/tokens": int(tokens.sum()),
+        "policy/entropy": float(-logp[tokens].mean()) if tokens.any() else 0.0,
+    }
+    for name, part in trajectories.reward_parts.items():
+        metrics[f"reward/part/{name}"] = float(np.asarray(part).sum(1)[scored].mean())
+    return {**metrics, **_groups(trajectories, reward)}
+
+
+def _groups(trajectories: Trajectories, reward: np.ndarray) -> dict[str, float]:
+    ids, right = np.asarray(trajectories.group), correct(trajectories)
+    groups = np.unique(ids[ids >= 0])
+    if len(groups) == (ids >= 0).sum():  # groups of one have no spread to speak of
+        return {}
+    spread = [np.ptp(reward[ids == g]) for g in groups]
+    share = [right[ids == g].mean() for g in groups]
+    return {
+        "groups/zero_spread": float(np.mean([s == 0 for s in spread])),
+        "groups/solved": float(np.mean([s == 1 for s in share])),
+        "groups/unsolved": float(np.mean([s == 0 for s in share])),
+    }

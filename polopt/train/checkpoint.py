@@ -1,0 +1,146 @@
+"""Checkpoints: one folder per step, committed by one rename, every file's digest checked on load.
+
+    checkpoints/00000050/state/…        arrays, written by orbax
+                         manifest.json  counters, and the sha256 of every file
+
+Orbax commits atomically but does not notice a flipped bit in an array; the manifest does. A save
+happens in `<step>.partial` and is renamed when everything is on disk, so a killed save leaves
+nothing that could be taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from polopt.errors import PoloptError
+
+FORMAT = 1
+_PARTIAL = ".partial"
+
+
+def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `tree` and `counters` as the checkpoint of `step`, then drop all but `keep`.
+
+    Raises:
+      PoloptError: the disk is full or not writable; older checkpoints stay as they were.
+    """
+    final = path_of(folder, step)
+    partial = folder / f"{step:08d}{_PARTIAL}"
+    try:
+        for leftover in folder.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(partial.absolute() / "state", _named(tree))
+        manifest = {"format": FORMAT, "step": step, "counters": counters,
+                    "files": {name: _digest(partial / name) for name in _files(partial)}}
+        with open(partial / "manifest.json", "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+    except (OSError, ValueError) as error:
+        raise PoloptError(f"cannot write the checkpoint {final}: {_first_line(error)}") from error
+    for old in _steps(folder)[:-keep]:
+        shutil.rmtree(path_of(folder, old))
+    return final
+
+
+def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
+    """The newest checkpoint that is whole: (step, tree, counters), or None if there is none.
+
+    A damaged one is named in a warning and the one before it is taken.
+
+    Args:
+      like: a tree of the same structure; shapes and types are compared.
+      prefix: of the leaves' names, to read one part only: "params.policy.".
+
+    Raises:
+      PoloptError: there are checkpoints but none can be read, or they hold another model.
+    """
+    steps = _steps(folder)
+    for step in reversed(steps):
+        path = path_of(folder, step)
+        fault = _fault(path)
+        if fault is None:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            return step, _load(path, like, prefix), manifest["counters"]
+        warnings.warn(f"checkpoint {path} is damaged ({fault}); trying the one before it",
+                      RuntimeWarning, stacklevel=2)
+    if steps:
+        raise PoloptError(f"{folder} holds {len(steps)} checkpoints and none can be read")
+    return None
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"{step:08d}"
+
+
+def _load(path: Path, like: Any, prefix: str) -> Any:
+    wanted = {prefix + name: leaf for name, leaf in _named(like).items()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        state = path.absolute() / "state"
+        names = checkpointer.metadata(state).item_metadata.tree
+        saved = checkpointer.restore(state, restore_args={
+            name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
+    odd = sorted(name for name in saved.keys() ^ wanted.keys() if name.startswith(prefix))
+    if odd:
+        raise PoloptError(f"{path} is of another configuration: {odd[0]} is on one side only")
+    for name, leaf in wanted.items():
+        if saved[name].shape != leaf.shape or saved[name].dtype != leaf.dtype:
+            raise PoloptError(f"{path} is of another configuration: {name} is {saved[name].dtype}"
+                              f"{list(saved[name].shape)}, not {leaf.dtype}{list(leaf.shape)}")
+    return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in wanted])
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """{path: leaf}, in the order of the leaves; a flat tree needs no types to be restored."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
+
+
+def _files(path: Path) -> list[str]:
+    found = (p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return sorted(str(p.relative_to(path)) for p in found)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "manifest.json is missing or unreadable"
+    if manifest.get("format") != FORMAT:
+        return f"written in format {manifest.get('format')}, this version reads {FORMAT}"
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _digest(path / name) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,97 @@
+"""Held-out evaluation, and completions as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from polopt.rollout.collect import Collector, Rollout, Sampler
+from polopt.rollout.draw import Decoding
+from polopt.rollout.measure import correct, outcome
+from polopt.rollout.sampler import generate
+from polopt.tasks.task import Example
+from polopt.train.config import SampleConfig
+from polopt.train.intervals import wilson
+from polopt.train.sinks import SampleView
+from polopt.trajectory.sampling import Sampling
+from polopt.types import Stop, Trajectories, truncated
+
+
+def evaluation(
+    collector: Collector, sample: Sampler, problems: Sequence[Example], shown: int
+) -> tuple[dict[str, float], list[SampleView]]:
+    """One completion per held-out problem: accuracy with its 95 % interval, and a few to read.
+
+    The draws are addressed by the problem's index, so every evaluation of a run uses the same
+    random numbers: what changes is the policy.
+    """
+    trajectories, completions = complete_all(collector, sample, problems, 1)
+    right = correct(trajectories)
+    low, high = wilson(float(right.sum()), len(problems))
+    metrics = {
+        "eval/accuracy": float(right.mean()), "eval/accuracy_low": low, "eval/accuracy_high": high,
+        "eval/problems": len(problems),
+        "eval/reward": float(outcome(trajectories).mean()),
+        "eval/length": float(trajectories.action_mask.sum(1).mean()),
+        "eval/truncated": float(truncated(trajectories.stop).mean()),
+    }
+    return metrics, _views(trajectories, list(problems), completions, range(shown))
+
+
+def complete_all(
+    collector: Collector, sample: Sampler, problems: Sequence[Example], samples: int
+) -> tuple[Trajectories, list[str]]:
+    """`samples` completions of every problem, verified."""
+    tokens, lengths = collector.prompts(problems)
+    P = len(problems)
+    ids = np.arange(P * samples, dtype=np.int32).reshape(P, samples)
+    generated = jax.device_get(sample(tokens, lengths, ids))
+    rows = [problem for problem in problems for _ in range(samples)]
+    return collector.write(rows, np.repeat(tokens, samples, 0), np.repeat(lengths, samples),
+                           generated, ids.reshape(-1))
+
+
+def views(rollout: Rollout, rows: Sequence[int]) -> list[SampleView]:
+    """Some rows of a rollout, to read."""
+    return _views(rollout.trajectories, rollout.examples, rollout.completions, rows)
+
+
+def _views(
+    trajectories: Trajectories, examples: Sequence[Example], completions: Sequence[str],
+    rows: Sequence[int],
+) -> list[SampleView]:
+    reward, right = outcome(trajectories), correct(trajectories)
+    return [
+        SampleView(prompt=examples[i].prompt, completion=completions[i], answer=examples[i].answer,
+                   reward=float(reward[i]), stop=Stop(int(trajectories.stop[i])).name,
+                   correct=bool(right[i]))
+        for i in rows if i < len(examples)
+    ]
+
+
+def complete(config: SampleConfig) -> list[list[SampleView]]:
+    """Sample a model on held-out problems: the completions of each problem."""
+    from polopt.train.setup import load_policy, task_of
+
+    policy, task = load_policy(config.model), task_of(config)
+    collector = Collector(
+        task=task, tokenizer=policy.tokenizer, sampling=Sampling(group_size=config.samples),
+        max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
+        temperature=config.temperature)
+    decoding = Decoding(temperature=config.temperature, top_k=config.top_k or 0,
+                        top_p=config.top_p or 1.0, min_p=config.min_p or 0.0)
+
+    def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
+        return generate(
+            policy.model, policy.params, tokens, lengths, ids.reshape(-1),
+            key=jax.random.key(config.seed), group_size=ids.shape[1],
+            max_new_tokens=config.max_new_tokens, decoding=decoding,
+            eos_ids=policy.tokenizer.eos_ids, allowed_vocab=policy.tokenizer.vocab_size)
+
+    problems = task.held_out[: config.problems]
+    trajectories, completions = complete_all(collector, sample, problems, config.samples)
+    rows = [problem for problem in problems for _ in range(config.samples)]
+    flat = _views(trajectories, rows, completions, range(len(rows)))
+    return [flat[i : i + config.samples] for i in range(0, len(flat), config.samples)]

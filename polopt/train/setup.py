@@ -1,0 +1,170 @@
+"""From a configuration to the parts of a run: algorithm, task, model, optimiser.
+
+A bare factory has its paper's settings. The paper's batches are those of a cluster; a run scales
+them down by one stated rule (`scale`), and whatever the configuration names wins over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from polopt.compose import Algorithm, pieces
+from polopt.errors import PoloptError, UsageError, did_you_mean
+from polopt.models import LanguageModel, base
+from polopt.models.tokenizer import Tokenizer
+from polopt.tasks import Task, load_task
+from polopt.train import checkpoint
+from polopt.train.config import SampleConfig, TrainConfig, read_config
+from polopt.transform import Transform
+
+ROWS = 256  # completions per rollout, unless the configuration says otherwise
+LARGEST_GROUP, MOST_EPOCHS, MOST_MINIBATCHES = 8, 4, 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A model that can be sampled: handle, weights, and the tokenizer that belongs to them."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: Tokenizer
+
+
+def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> Algorithm:
+    """The method at the size of this run.
+
+    Groups have at most 8 members, a batch at most 4 epochs of at most 4 optimiser steps. A factory
+    that takes `max_length` gets the run's `max_new_tokens`, and its `cache` a fifth of that, as in
+    DAPO's paper (4,096 of 20,480). `config.set` comes last.
+    """
+    alg = method if isinstance(method, Algorithm) else _build(method, config.max_new_tokens)
+    update, sampling = alg.update, alg.sampling
+    update = dataclasses.replace(
+        update,
+        epochs=config.epochs or min(update.epochs, MOST_EPOCHS),
+        minibatches=config.minibatches or min(update.minibatches, MOST_MINIBATCHES),
+    )
+    group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
+    sampling = dataclasses.replace(sampling, group_size=group)
+    return with_hyper(alg.replace(update=update, sampling=sampling), config.hyper)
+
+
+def _build(factory: Callable[..., Algorithm], max_new_tokens: int) -> Algorithm:
+    scaled = {"max_length": max_new_tokens, "cache": max_new_tokens / 5}
+    taken = inspect.signature(factory).parameters
+    made = factory(**{name: value for name, value in scaled.items() if name in taken})
+    if not isinstance(made, Algorithm):
+        raise PoloptError(f"{getattr(factory, '__name__', factory)} gives a "
+                          f"{type(made).__name__}, not a polopt.Algorithm")
+    return made
+
+
+def with_hyper(alg: Algorithm, values: Mapping[str, float]) -> Algorithm:
+    """The algorithm with numbers replaced by dotted name: `{"clip.low": 0.1}`.
+
+    Raises:
+      UsageError: no link or no number of that name.
+    """
+    links: dict[str, Transform] = {path.split("/")[-1]: t for path, t in pieces(alg)}
+    links["aggregate"] = alg.aggregate
+    for dotted, value in values.items():
+        link, _, name = dotted.rpartition(".")
+        if link not in links:
+            raise UsageError(f"set: {alg.name} has no link {link!r}{did_you_mean(link, links)} "
+                             f"(it has {', '.join(links)})")
+        old = links[link]
+        if name in old.hyper._fields:
+            new = dataclasses.replace(old, hyper=old.hyper._replace(**{name: float(value)}))
+        elif type(dict(old.options).get(name)) is int:
+            options = tuple((k, int(value) if k == name else v) for k, v in old.options)
+            new = dataclasses.replace(old, options=options)
+        else:
+            known = [*old.hyper._fields, *(k for k, v in old.options if type(v) is int)]
+            raise UsageError(f"set: {link} has no number {name!r}{did_you_mean(name, known)} "
+                             f"(it has {', '.join(known) or 'none'})")
+        alg, links[link] = alg.replace(**{link: new}), new
+    return alg
+
+
+def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
+    """The configuration with everything filled in that the method decides."""
+    group = alg.sampling.group_size
+    return dataclasses.replace(
+        config, group_size=group, prompts=config.prompts or max(ROWS // group, 1),
+        epochs=alg.update.epochs, minibatches=alg.update.minibatches, run=str(config.folder),
+    )
+
+
+def task_of(config: TrainConfig | SampleConfig) -> Task:
+    """The task that a configuration names."""
+    problems = config.eval_problems if isinstance(config, TrainConfig) else config.problems
+    return load_task(config.task, task_args=config.task_args, data=config.data,
+                     reward=config.reward, held_out=problems)
+
+
+def load_policy(name: str) -> Policy:
+    """The model to start from: "base", or the folder of a run (its newest whole checkpoint).
+
+    Raises:
+      PoloptError: neither of the two, or a run without a checkpoint.
+    """
+    if name == "base":
+        model, params, tokenizer = base.load()
+        return Policy(model=model, params=params, tokenizer=tokenizer)
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise PoloptError(f"no model {name!r}: accepted are base and the folder of a run")
+    start = load_policy(read_config(folder).model)
+    found = checkpoint.restore(folder / "checkpoints", start.params, prefix="params.policy.")
+    if found is None:
+        raise PoloptError(f"{folder} has no checkpoint yet")
+    return dataclasses.replace(start, params=found[1])
+
+
+def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Schedule]:
+    """AdamW behind a global-norm clip, and its learning-rate schedule.
+
+    Args:
+      total_steps: optimiser steps of the whole run.
+    """
+    peak, warmup = config.learning_rate, min(config.warmup, total_steps)
+    after = max(total_steps - warmup, 1)
+    tails = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, after),
+        "cosine": optax.cosine_decay_schedule(peak, after),
+    }
+    # Starts one step up: a first step at learning rate 0 would be a rollout wasted.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    schedule = optax.join_schedules([rise, tails[config.schedule]], [warmup])
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )
+    return optimizer, schedule
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    import importlib.metadata as metadata
+
+    names = ("polopt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: metadata.version(name) for name in names if _installed(name)}
+    return {**found, "device": jax.devices()[0].device_kind}
+
+
+def _installed(name: str) -> bool:
+    import importlib.metadata as metadata
+
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
