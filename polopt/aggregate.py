@@ -29,7 +29,7 @@ def _inverse(x: Array) -> Array:
 
 def _rows(mask: Array, window: Window) -> Array:
     """[N]: how many rows with tokens the row's step has."""
-    return segment_total((row_length(mask) > 0).astype(jnp.float32), window.step)
+    return segment_total((row_length(mask) > 0).astype(float), window.step)
 
 
 @piece("aggregate", formula="1 / Σ_i L_i", source="DAPO, 2503.14476, eq. 8")
@@ -69,8 +69,8 @@ def turn_mean(mask: Array, window: Window) -> Array:
     inside = mask & (window.turn >= 0)
     turn = jnp.where(inside, window.turn, 0)
     row = jnp.arange(mask.shape[0])[:, None]
-    count = jnp.zeros(mask.shape).at[row, turn].add(inside.astype(jnp.float32))
-    turns = segment_total(jnp.sum(count > 0, axis=1, dtype=jnp.float32), window.step)
+    count = jnp.zeros(mask.shape).at[row, turn].add(inside.astype(float))
+    turns = segment_total(jnp.sum(count > 0, axis=1, dtype=float), window.step)
     return inside * _inverse(turns[:, None] * count[row, turn])
 
 
@@ -78,7 +78,7 @@ def turn_mean(mask: Array, window: Window) -> Array:
        source="GVPO, 2504.19599, eq. 8")
 def group_mean(mask: Array, window: Window, *, ddof: int = 1) -> Array:
     """Mean over groups of the sum over members divided by `G − ddof`; each member a token mean."""
-    real = (row_length(mask) > 0).astype(jnp.float32)
+    real = (row_length(mask) > 0).astype(float)
     size = segment_total(real, window.group)
     counted = real * (size > ddof)
     groups = segment_total(counted * _inverse(size), window.step)
@@ -88,4 +88,4 @@ def group_mean(mask: Array, window: Window, *, ddof: int = 1) -> Array:
 @piece("aggregate", formula="1", source="verl 0.9.1, token-sum")
 def token_sum(mask: Array, window: Window) -> Array:
     """Every token weighs one."""
-    return mask.astype(jnp.float32)
+    return mask.astype(float)

@@ -369,6 +369,8 @@ def weighted(term: Term, weights: Array) -> tuple[Array, Array]:
 
 def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:
     def clean(x: Array) -> Array:
+        if x.ndim < 2:  # one number per row, such as a learned log-partition
+            return _full(x)
         inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
         return jnp.where(inside, _full(x), 0)
 
@@ -376,16 +378,18 @@ def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:
 
 
 def _add_surrogates(start: Surrogate, outs: list[Surrogate], weights: tuple) -> Surrogate:
-    total: dict[str, Term] = dict(start.terms)
+    total: dict[str, Term] = {}
     for weight, out in zip(weights, outs, strict=True):
         for name, term in out.terms.items():
+            if term is start.terms.get(name):
+                continue  # not this branch's
             objective = jnp.where(term.mask, weight * term.objective, 0)
             mask = term.mask
             if name in total:
                 objective, mask = objective + total[name].objective, mask | total[name].mask
             total[name] = Term(objective=objective, mask=mask)
     info = {name: entry for out in outs for name, entry in out.info.items()}
-    return dataclasses.replace(outs[-1], terms=total, info=info)
+    return dataclasses.replace(outs[-1], terms={**start.terms, **total}, info=info)
 
 
 def objective(alg: Algorithm) -> Callable[[PolicyOutputs, Trajectories], tuple[Array, Info]]:

@@ -47,7 +47,7 @@ def token_info(x: Array, mask: Array) -> Mean:
 
 def row_length(mask: Array) -> Array:
     """f32[N]: the number of masked-in tokens L_i of each row."""
-    return jnp.sum(mask, axis=-1, dtype=jnp.float32)
+    return jnp.sum(mask, axis=-1, dtype=float)
 
 
 def row_mean(x: Array, mask: Array) -> Array:

@@ -162,9 +162,13 @@ def _name(link: Link) -> str:
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
+    """Number repeated names: `clip, clip_2, ...`, the same however the chain was nested."""
     seen: dict[str, int] = {}
     out = []
     for name in names:
+        base, _, number = name.rpartition("_")
+        if number.isdecimal() and base in names:  # numbered by an inner chain
+            name = base
         seen[name] = seen.get(name, 0) + 1
         out.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return tuple(out)
@@ -212,6 +216,10 @@ def check_order(link: Link, side: str, stage: str, where: str = "") -> str:
         return stage
     if isinstance(link, Add):
         ends = {check_order(child, side, stage, where) for child in link.links}
+        unfinished = "reward" if side == "reward" else "ratio"
+        if unfinished in ends and (side == "reward" or stage != unfinished):
+            raise PoloptError(f"a branch of add() on the {side} side leaves {unfinished}: only "
+                              f"{'credits' if side == 'reward' else 'objectives'} can be summed")
         return ends.pop() if len(ends) == 1 else "value" if side == "reward" else "policy"
     card = link.card
     if card.side != side:

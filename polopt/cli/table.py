@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from polopt.errors import PoloptError, UsageError, did_you_mean
 
@@ -44,4 +44,4 @@ def find_algorithm(spec: str) -> "Algorithm | Callable[..., Algorithm]":
     if not callable(found) and not isinstance(found, Algorithm):
         raise PoloptError(f"algorithm {spec!r} is a {type(found).__name__}, neither a "
                           "polopt.Algorithm nor a function that makes one")
-    return found
+    return cast("Algorithm | Callable[..., Algorithm]", found)

@@ -29,6 +29,8 @@ Loop = Callable[..., Summary]
 def run(argv: Sequence[str], loop: Loop | None = None) -> int:
     """Train; `loop` is `polopt.train.loop.train` unless another one is given."""
     config = read_arguments(argv)
+    if sys.stderr.isatty() and not config.quiet:
+        print("polopt: starting ...", file=sys.stderr)  # importing jax takes seconds
     sinks = make_sinks(config)
     try:
         algorithm = find_algorithm(config.algorithm)

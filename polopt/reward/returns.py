@@ -13,7 +13,7 @@ from polopt.types import Array, Credit, Trajectories
 
 def episode_weight(trajectories: Trajectories) -> Array:
     """f32[N]: 1 / (scored rows of the row's episode), so that statistics count an episode once."""
-    counted = (trajectories.scored & (trajectories.length > 0)).astype(jnp.float32)
+    counted = (trajectories.scored & (trajectories.length > 0)).astype(float)
     rows = segment_total(counted, trajectories.episode)
     return counted / jnp.maximum(rows, 1)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from polopt.errors import PoloptError
 from polopt.types import Array
 
-_STATIC = {"metadata": {"static": True}}
+_STATIC = {"static": True}
 _ONE = 0x3F800000  # the bits of 1.0 in float32; positive floats are ordered as their bits
 
 
@@ -36,10 +36,16 @@ class Decoding:
     """
 
     temperature: float | Array = 1.0  # above 0; or f32[N], one per row
-    top_k: int = dataclasses.field(default=0, **_STATIC)  # 0: no filter; ties with the k-th stay
-    top_p: float = dataclasses.field(default=1.0, **_STATIC)  # in (0, 1], of what top_k kept
-    min_p: float = dataclasses.field(default=0.0, **_STATIC)  # in [0, 1), relative to the largest
-    greedy: bool = dataclasses.field(default=False, **_STATIC)  # the most likely token, always
+    top_k: int = dataclasses.field(
+        default=0, metadata=_STATIC
+    )  # 0: no filter; ties with the k-th stay
+    top_p: float = dataclasses.field(default=1.0, metadata=_STATIC)  # in (0, 1], of what top_k kept
+    min_p: float = dataclasses.field(
+        default=0.0, metadata=_STATIC
+    )  # in [0, 1), relative to the largest
+    greedy: bool = dataclasses.field(
+        default=False, metadata=_STATIC
+    )  # the most likely token, always
 
     def __post_init__(self) -> None:
         checks = {
@@ -145,10 +151,11 @@ def inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _first_above(running: Array, parts: Array, target: Array) -> Array:
-    """i32[N]: the first j with running[j] > target and parts[j] > 0; if none, the largest part."""
-    hit = (running > target[:, None]) & (parts > 0)
-    first = jnp.where(hit.any(-1), jnp.argmax(hit, -1), jnp.argmax(parts, -1))
-    return first.astype(jnp.int32)
+    """i32[N]: the first j with running[j] > target and parts[j] > 0; if none, the last part > 0."""
+    some = parts > 0
+    hit = (running > target[:, None]) & some
+    last = jnp.where(some, jnp.arange(parts.shape[1])[None], 0).max(-1)
+    return jnp.where(hit.any(-1), jnp.argmax(hit, -1), last).astype(jnp.int32)
 
 
 def _nucleus_floor(weights: Array, top_p: float) -> Array:

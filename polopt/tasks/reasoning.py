@@ -1,10 +1,10 @@
 """Every family of reasoning-gym as a task whose training and held-out problems never meet.
 
 A family draws its problem number `i` from `Random(seed + i)`, so that two data sets of different
-seeds share almost all their problems. Here one line of *addresses* replaces seed and index: the
-first block of it is for held-out problems, each training seed owns a later block, and no address
-is in two blocks. Small families repeat themselves at different addresses; a training problem whose
-text is in the held-out set is therefore replaced by the problem at another address.
+seeds share almost all their problems. Here one line of *addresses* replaces seed and index: its
+beginning is for held-out problems, and training streams run through the rest of it, each seed from
+a starting point of its own. Small families repeat themselves at different addresses; a training
+problem whose text is in the held-out set is therefore replaced by one at another address.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from polopt.tasks.answer import Extractor, tagged_answer
 from polopt.tasks.score import SINGLE
 from polopt.tasks.task import Abstained, Example, Parts, Task
 
-_BLOCK = 1 << 22  # addresses of one seed; a stream repeats itself after that many problems
-_SEEDS = (1 << 32) // _BLOCK - 1  # some families seed generators that take 32 bits
+_FIRST = 1 << 22  # first address of training streams
+_ROOM = (1 << 32) - _FIRST  # addresses of training: some families seed generators of 32 bits
+_SPREAD = 2_654_435_769  # 2**32 / golden ratio: starting points of near seeds are far apart
 _CHUNK = 1024  # problems per data set object: a few families prepare them all at once
-_PRIME = 999_983  # steps from an address whose problem is held out to the next candidate
+_STEP = 15_485_863  # prime; from an address whose problem is held out to the next candidate
 _TRIES = 100
 
 
@@ -40,8 +41,8 @@ def reasoning_task(
     Args:
       family: name in reasoning-gym, such as "chain_sum".
       overrides: fields of the family's configuration; strings are read as Python literals.
-      seed: chooses the training stream, in [0, 1022]; the held-out set is the same for all seeds.
-      held_out: number of held-out problems, all different.
+      seed: chooses the training stream; the held-out set is the same for all seeds.
+      held_out: number of held-out problems, all different; fewer are the beginning of more.
       extract: finds the answer in a completion; where it finds none, the score is 0.
 
     Returns:
@@ -51,8 +52,8 @@ def reasoning_task(
       PoloptError: unknown family or field, a configuration that the family refuses, or a family
         with too few different problems.
     """
-    if not 0 <= seed < _SEEDS:
-        raise PoloptError(f"task seed is {seed}: give an integer in [0, {_SEEDS - 1}]")
+    if seed < 0:
+        raise PoloptError(f"task seed is {seed}: give 0 or more")
     source = _Source(family, overrides or {})
     kept = _held_out(source, held_out)
     texts = frozenset(example.prompt for example in kept)
@@ -64,7 +65,7 @@ def reasoning_task(
     }
     return Task(
         name=family,
-        train=functools.partial(_train, source, texts, (seed + 1) * _BLOCK),
+        train=functools.partial(_train, source, texts, seed * _SPREAD),
         held_out=kept,
         reward=functools.partial(_reward, source, extract),
         settings=settings,
@@ -119,11 +120,11 @@ def _held_out(source: _Source, count: int) -> tuple[Example, ...]:
     return tuple(found.values())
 
 
-def _train(source: _Source, held_out: frozenset[str], block: int, index: int) -> Example:
+def _train(source: _Source, held_out: frozenset[str], start: int, index: int) -> Example:
     if index < 0:
         raise PoloptError(f"training index is {index}: give 0 or more")
     for attempt in range(_TRIES):
-        entry = source.entry(block + (index + attempt * _PRIME) % _BLOCK)
+        entry = source.entry(_FIRST + (start + index + attempt * _STEP) % _ROOM)
         if entry["question"] not in held_out:
             return _example(entry, index)
     raise PoloptError(
@@ -138,7 +139,7 @@ def _example(entry: Mapping[str, Any], index: int) -> Example:
         prompt=entry["question"],
         answer="" if answer is None else str(answer),
         index=index,
-        metadata={"entry": entry},
+        metadata={**entry["metadata"], "entry": entry},
     )
 
 

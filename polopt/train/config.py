@@ -258,9 +258,10 @@ def from_dict(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
     for key in values:
         if key not in known:
             raise UsageError(f"{source}: no setting {key!r}{did_you_mean(key, known)}")
-    return TrainConfig(
-        **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    )
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return TrainConfig(**fields)
 
 
 def read_config(path: str | Path) -> TrainConfig:

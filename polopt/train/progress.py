@@ -19,18 +19,16 @@ _COMPILING = "compiling the sampler and the update, once ..."
 
 def terminal_sink(stream: TextIO | None = None) -> Sink:
     """Return the live display for a terminal, and plain lines for anything else."""
-    stream = sys.stdout if stream is None else stream
-    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
-    if not stream.isatty() or encoding != "utf8":
-        return PlainProgress(stream)
+    out: TextIO = sys.stdout if stream is None else stream
+    encoding = (getattr(out, "encoding", None) or "ascii").lower().replace("-", "")
+    if not out.isatty() or encoding != "utf8":
+        return PlainProgress(out)
     try:
         from rich.console import Console
     except ModuleNotFoundError as error:
         raise missing_extra("rich", "the live display") from error
-    console = Console(file=stream)
-    return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else (
-        PlainProgress(stream)
-    )
+    console = Console(file=out)
+    return PlainProgress(out) if console.is_dumb_terminal else LiveProgress(console)
 
 
 class PlainProgress:
@@ -268,7 +266,7 @@ def _sample(first: SampleView, sample: SampleView, width: int) -> "RenderableTyp
     if first.completion != sample.completion:
         text.append(f"  at first  {view.clean(first.completion, room)}\n", style="dim")
     answer = f"  (answer {view.clean(sample.answer, 20)}, {sample.stop})"
-    completion = view.clean(sample.completion, max(10, room - len(answer)))
+    completion = view.clean(sample.completion, max(10, room - len(answer))) or "(empty)"
     text.append(f"  {mark(sample):<9} ", style=style)
     text.append(completion)
     text.append(answer, style="dim")

@@ -244,7 +244,8 @@ def summary_lines(summary: Summary) -> list[str]:
         ("cut off", "eval/truncated", 100, " %"),
     ):
         if key in first and key in last:
-            rows.append((label, *(f"{scale * m[key]:.3g}{unit}" for m in (first, last))))
+            before, after = (f"{scale * m[key]:.3g}{unit}" for m in (first, last))
+            rows.append((label, before, after))
     lines = [f"{a:<10}{b:<22}{c}" for a, b, c in rows] if len(rows) > 1 else []
     ended = f"{summary.steps} steps in {duration(summary.seconds)}"
     if summary.stopped:

@@ -28,6 +28,7 @@ def value_loss(
         near = old + jnp.clip(value - old, -value_clip, value_clip)
         error = jnp.maximum(error, (near - returns) ** 2)
     # Where the reward is not known, neither is the return.
-    term = Term(objective=-coefficient * error / 2, mask=context.mask & context.rows.scored[:, None])
-    info = {**surrogate.info, "critic/error": token_info(error, context.mask)}
+    mask = context.mask & context.rows.scored[:, None]
+    term = Term(objective=-coefficient * error / 2, mask=mask)
+    info = {**surrogate.info, "critic/error": token_info(error, mask)}
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "value": term}, info=info)

@@ -131,7 +131,8 @@ def test_the_live_picture_fits_its_width(width):
     assert max(cell_len(line) for line in picture) <= width
     text = "\n".join(picture)
     for words in ("100/100", "57.0 % [51, 63] @ 100", "27.0 % [22, 33] @ 0", "0.400",
-                  "equal-reward groups  30.0 %", "3,210", "right     19", "at first  [bold]7", "100 + 1 ="):
+                  "equal-reward groups  30.0 %", "3,210", "right     19", "at first  [bold]7",
+                  "100 + 1 ="):
         assert words in text, words
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800]", text)
 
