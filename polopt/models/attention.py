@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-from polopt.types import Array
+from jax import Array
 
 KeyValue = tuple[Array, Array]  # keys and values of one layer, each [B,K,S,d]
 

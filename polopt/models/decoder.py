@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from polopt.models.attention import rotary
 from polopt.models.config import DecoderConfig
-from polopt.types import Array
 
 # attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], memory) -> (out [B,T,H,d], new memory)
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]

@@ -61,7 +61,7 @@ class LanguageModel:
                 f"accepted are {' and '.join(_DTYPES)}"
             )
 
-    def init(self, key: Array) -> Params:
+    def init(self, key: jax.Array) -> Params:
         """Random float32 weights: a nested dict, layers under `params["layers"]["0"]` and on."""
         return _init(self, key)
 
@@ -180,7 +180,8 @@ class LanguageModel:
         return cache, hidden[:, 0]
 
     def _run(self, params: Params, tokens: Array, positions: Array, attend: Attend, *rest, **kw):
-        return nnx.merge(_graph(self), params)(tokens, positions, attend, *rest, **kw)
+        decoder = nnx.merge(_graph(self), params)
+        return decoder(jnp.asarray(tokens), positions, attend, *rest, **kw)
 
     def _check(self, tokens: Array, where: str) -> tuple[int, int]:
         if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
@@ -188,7 +189,7 @@ class LanguageModel:
                 f"LanguageModel.{where}: tokens have shape {tokens.shape}: "
                 f"give [rows, positions] with at most {self.config.max_length} positions"
             )
-        return tokens.shape
+        return tokens.shape[0], tokens.shape[1]
 
 
 def grow_cache(cache: Cache, length: int) -> Cache:
@@ -214,7 +215,7 @@ class ValueModel:
         """The handle of the critic's decoder."""
         return LanguageModel(self.config, self.compute_dtype)
 
-    def init(self, key: Array, policy_params: Params | None = None) -> Params:
+    def init(self, key: jax.Array, policy_params: Params | None = None) -> Params:
         """Weights whose values are all zero; the decoder is copied from the policy if given."""
         decoder = self.decoder.init(key) if policy_params is None else policy_params
         head = {"kernel": jnp.zeros(self.config.hidden_size), "bias": jnp.zeros(())}
@@ -240,7 +241,7 @@ def _graph(model: LanguageModel) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(model: LanguageModel, key: Array) -> Params:
+def _init(model: LanguageModel, key: jax.Array) -> Params:
     decoder = Decoder(model.config, jnp.dtype(model.compute_dtype), nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(decoder))
 

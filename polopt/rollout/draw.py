@@ -26,26 +26,27 @@ _ONE = 0x3F800000  # the bits of 1.0 in float32; positive floats are ordered as 
 class Decoding:
     """From which distribution tokens are drawn; filters act in the order of the fields.
 
-    `temperature` is traced (changing it compiles nothing); the filters shape the program.
+    `temperature` is traced (changing it compiles nothing); the rest shapes the program.
+
+    Args:
+      temperature: divides the logits; above 0, or f32[N] for one per row.
+      top_k: how many of the most likely tokens stay, ties with the last included; 0 for all.
+      top_p: share of what top_k kept that the most likely tokens must reach; in (0, 1].
+      min_p: probability below which a token goes, relative to the largest; in [0, 1).
+      greedy: take the most likely token, always.
 
     >>> Decoding(temperature=0.7, top_p=0.95).top_k
     0
 
     Raises:
-      PoloptError: a number outside the range given beside its field.
+      PoloptError: a number outside its range.
     """
 
-    temperature: float | Array = 1.0  # above 0; or f32[N], one per row
-    top_k: int = dataclasses.field(
-        default=0, metadata=_STATIC
-    )  # 0: no filter; ties with the k-th stay
-    top_p: float = dataclasses.field(default=1.0, metadata=_STATIC)  # in (0, 1], of what top_k kept
-    min_p: float = dataclasses.field(
-        default=0.0, metadata=_STATIC
-    )  # in [0, 1), relative to the largest
-    greedy: bool = dataclasses.field(
-        default=False, metadata=_STATIC
-    )  # the most likely token, always
+    temperature: float | Array = 1.0
+    top_k: int = dataclasses.field(default=0, metadata=_STATIC)
+    top_p: float = dataclasses.field(default=1.0, metadata=_STATIC)
+    min_p: float = dataclasses.field(default=0.0, metadata=_STATIC)
+    greedy: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     def __post_init__(self) -> None:
         checks = {

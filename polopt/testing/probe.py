@@ -100,7 +100,7 @@ def _split(case: Case, slices: Array) -> tuple:
         (value, info), gradient = jax.value_and_grad(of_slice, has_aux=True)(case.outputs)
         return jax.tree.map(jnp.add, carry, (value, gradient)), info
 
-    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, case.outputs))
+    start = jax.tree.map(jnp.zeros_like, (case.outputs.logp[0, 0], case.outputs))
     (total, gradient), infos = jax.lax.scan(step, start, slices)
     weight = prepared.rows.weights.get("policy", jnp.zeros_like(prepared.credit))
     return prepared.credit, weight, total, infos, gradient
