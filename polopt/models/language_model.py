@@ -12,15 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import Array
 
 from polopt.errors import PoloptError
 from polopt.models.attention import KeyValue, after_prompt, causal
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
-from polopt.types import Array, record
+from polopt.types import record
 
 Params = dict[str, Any]
+Integers = Array | np.ndarray
 Cache = tuple[KeyValue, ...]  # one pair of arrays per layer, each [rows, K, positions, d]
 _DTYPES = ("float32", "bfloat16")
 
@@ -61,15 +64,15 @@ class LanguageModel:
                 f"accepted are {' and '.join(_DTYPES)}"
             )
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Array) -> Params:
         """Random float32 weights: a nested dict, layers under `params["layers"]["0"]` and on."""
         return _init(self, key)
 
     def hidden(
         self,
         params: Params,
-        tokens: Array,
-        positions: Array | None = None,
+        tokens: Integers,
+        positions: Integers | None = None,
         *,
         remat: bool = False,
     ) -> Array:
@@ -105,7 +108,7 @@ class LanguageModel:
         )
 
     def prefill(
-        self, params: Params, tokens: Array, lengths: Array, *, remat: bool = False
+        self, params: Params, tokens: Integers, lengths: Integers, *, remat: bool = False
     ) -> tuple[Prompt, Array]:
         """Read prompts once: their keys and values, and the hidden state of their last token.
 
@@ -121,11 +124,12 @@ class LanguageModel:
         P, S = self._check(tokens, "prefill")
         positions = jnp.broadcast_to(jnp.arange(S)[None], (P, S))
         hidden, cache = self._run(params, tokens, positions, _attend_and_keep, remat=remat)
-        last = jnp.maximum(lengths - 1, 0)[:, None, None]
-        return Prompt(cache=cache, length=lengths), jnp.take_along_axis(hidden, last, 1)[:, 0]
+        end = jnp.maximum(lengths - 1, 0)[:, None, None]
+        last = jnp.take_along_axis(hidden, end, 1)[:, 0]
+        return Prompt(cache=cache, length=jnp.asarray(lengths)), last
 
     def hidden_after(
-        self, params: Params, prompt: Prompt, tokens: Array, *, remat: bool = False
+        self, params: Params, prompt: Prompt, tokens: Integers, *, remat: bool = False
     ) -> Array:
         """Causal forward pass over rows that continue shared prompts.
 
@@ -158,7 +162,7 @@ class LanguageModel:
         return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
     def decode(
-        self, params: Params, prompt: Prompt, cache: Cache, tokens: Array, step: Array
+        self, params: Params, prompt: Prompt, cache: Cache, tokens: Integers, step: Integers | int
     ) -> tuple[Cache, Array]:
         """One cached step of the rows that continue shared prompts.
 
@@ -179,11 +183,21 @@ class LanguageModel:
         )
         return cache, hidden[:, 0]
 
-    def _run(self, params: Params, tokens: Array, positions: Array, attend: Attend, *rest, **kw):
+    def _run(
+        self,
+        params: Params,
+        tokens: Integers,
+        positions: Integers,
+        attend: Attend,
+        memory: tuple[Any, ...] | None = None,
+        *,
+        remat: bool = False,
+    ) -> tuple[Array, tuple[Any, ...]]:
         decoder = nnx.merge(_graph(self), params)
-        return decoder(jnp.asarray(tokens), positions, attend, *rest, **kw)
+        tokens, positions = jnp.asarray(tokens), jnp.asarray(positions)
+        return decoder(tokens, positions, attend, memory, remat=remat)
 
-    def _check(self, tokens: Array, where: str) -> tuple[int, int]:
+    def _check(self, tokens: Integers, where: str) -> tuple[int, int]:
         if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
             raise PoloptError(
                 f"LanguageModel.{where}: tokens have shape {tokens.shape}: "
@@ -215,18 +229,18 @@ class ValueModel:
         """The handle of the critic's decoder."""
         return LanguageModel(self.config, self.compute_dtype)
 
-    def init(self, key: jax.Array, policy_params: Params | None = None) -> Params:
+    def init(self, key: Array, policy_params: Params | None = None) -> Params:
         """Weights whose values are all zero; the decoder is copied from the policy if given."""
         decoder = self.decoder.init(key) if policy_params is None else policy_params
         head = {"kernel": jnp.zeros(self.config.hidden_size), "bias": jnp.zeros(())}
         return {"decoder": jax.tree.map(jnp.copy, decoder), "head": head}
 
-    def value(self, params: Params, tokens: Array, *, remat: bool = False) -> Array:
+    def value(self, params: Params, tokens: Integers, *, remat: bool = False) -> Array:
         """f32[N,T]: entry [n,t] is V of the state before tokens[n,t]; 0 at t = 0."""
         after = self.value_after(params, tokens, remat=remat)
         return jnp.pad(after[:, :-1], ((0, 0), (1, 0)))
 
-    def value_after(self, params: Params, tokens: Array, *, remat: bool = False) -> Array:
+    def value_after(self, params: Params, tokens: Integers, *, remat: bool = False) -> Array:
         """f32[N,T]: entry [n,t] is V of the state after tokens[n,t] (bootstraps cut rows)."""
         hidden = self.decoder.hidden(params["decoder"], tokens, remat=remat)
         head = params["head"]
@@ -241,7 +255,7 @@ def _graph(model: LanguageModel) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(model: LanguageModel, key: jax.Array) -> Params:
+def _init(model: LanguageModel, key: Array) -> Params:
     decoder = Decoder(model.config, jnp.dtype(model.compute_dtype), nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(decoder))
 
@@ -273,7 +287,7 @@ def _attend_after(prompt: Prompt, visible: Array) -> Attend:
     return attend
 
 
-def _attend_cached(prompt: Prompt, step: Array) -> Attend:
+def _attend_cached(prompt: Prompt, step: Integers | int) -> Attend:
     def attend(q: Array, k: Array, v: Array, memory: Any) -> tuple[Array, KeyValue]:
         shared, own = memory
         own = jax.tree.map(

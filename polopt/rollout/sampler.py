@@ -98,7 +98,7 @@ def generate(
     _check_lengths(model, prompts.shape[1], C, grow_at, allowed_vocab)
     keys = row_keys(key, ids)
 
-    def choose(hidden: Array, step: Array) -> Drawn:
+    def choose(hidden: jax.Array, step: jax.Array) -> Drawn:
         logits = model.logits(params, hidden)
         return draw(logits, uniform_at(keys, step), decoding, allowed_vocab=allowed_vocab)
 

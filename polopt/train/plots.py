@@ -177,7 +177,9 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
     ]
 
 
-def _curve(axis: "Axes", rows: Rows, key: str, label: str, colour: str) -> bool:
+def _curve(
+    axis: "Axes", rows: Rows, key: str, label: str, colour: str, dash: str = "-"
+) -> bool:
     """Draw raw values faintly and their running mean; say whether there were any."""
     steps, values = _series(rows, key)
     if not values:
@@ -185,7 +187,7 @@ def _curve(axis: "Axes", rows: Rows, key: str, label: str, colour: str) -> bool:
     window = len(values) // 30
     if window:
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    axis.plot(steps, _smooth(values, window), color=colour, label=label,
+    axis.plot(steps, _smooth(values, window), dash, color=colour, label=label,
               marker="o" if len(values) == 1 else None)
     return True
 
@@ -193,7 +195,8 @@ def _curve(axis: "Axes", rows: Rows, key: str, label: str, colour: str) -> bool:
 def _panel(
     axis: "Axes", rows: Rows, title: str, unit: str, curves: Sequence[tuple[str, str, str]]
 ) -> None:
-    drawn = [_curve(axis, rows, key, label, colour) for key, label, colour in curves]
+    drawn = [_curve(axis, rows, key, label, colour, dash)
+             for (key, label, colour), dash in zip(curves, _DASHES, strict=False)]
     if not any(drawn):
         axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes,
                   color="0.5")

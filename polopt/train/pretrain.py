@@ -31,7 +31,7 @@ from polopt.train.config import PretrainConfig, assignments
 from polopt.types import Array
 
 VOCABULARY = 512
-WORKED_SHARE = 0.36  # how often the model is to begin a worked solution
+WORKED_SHARE = 0.33  # how often the model is to begin a worked solution
 WORKED_ROWS = 0.875  # of the rows, which teach it to get there
 DIRECT_RIGHT = 0.12  # of the direct answers
 DIRECT_ERROR = 3  # the others are off by 1 to 3, either way

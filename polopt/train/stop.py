@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
@@ -42,7 +42,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request:
             raise KeyboardInterrupt if name == "SIGINT" else SystemExit(EXIT_CODES[name])
         request.signal = name
-        print(f"polopt: {name}: stopping at the next safe point; again: at once", file=sys.stderr)
+        # A signal may arrive while the main thread is writing, and streams refuse to nest.
+        with suppress(RuntimeError):
+            print(f"polopt: {name}: stopping at the next safe point; again: at once",
+                  file=sys.stderr)
 
     previous = {name: signal.signal(signal.Signals[name], receive) for name in EXIT_CODES}
     try:

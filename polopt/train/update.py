@@ -80,7 +80,7 @@ def make_update(
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
         splits = rows.reshape(-1, micro_batch)
         grads, info = form(alg, modules, state.params, trajectories, prepared, splits, axis)
-        return _apply(alg, optimizer, state, grads, info)
+        return apply_gradient(alg, optimizer, state, grads, info)
 
     return update
 
@@ -180,7 +180,7 @@ def _gap(outputs: PolicyOutputs, batch: Trajectories) -> Info:
             "rollout/logp_gap_max": Max(max=jnp.max(gap))}
 
 
-def _apply(
+def apply_gradient(
     alg: Algorithm, optimizer: optax.GradientTransformation,
     state: TrainState, grads: Params, info: Info,
 ) -> tuple[TrainState, Info]:

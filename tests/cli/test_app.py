@@ -130,3 +130,15 @@ def test_methods_are_listed_for_people_and_programs(capsys):
     assert [row.split()[0] for row in rows] == list(table)
     assert table["grpo"]["factory"] == "polopt.algorithms:grpo"
     assert all(len(row) <= 80 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("package", "args"),
+    [("tyro", ["train"]), ("matplotlib.figure", ["train", "--quiet"])],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(capsys, monkeypatch, package, args):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    code, line = complaint(capsys, *args)
+    assert code == 1
+    assert package.partition(".")[0] in line
+    assert line.endswith('pip install "polopt[run]"')
