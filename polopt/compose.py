@@ -339,7 +339,8 @@ def loss(alg: Algorithm, outputs: PolicyOutputs, prepared: Prepared) -> tuple[Ar
     zero = jnp.zeros_like(outputs.logp)
     start = Surrogate(logp=outputs.logp, log_ratio=zero, ratio=zero + 1)
     columns = dict(rows.columns)
-    if "logp_old" not in columns:  # one optimiser step per batch: prepare has checked it
+    # One optimiser step per batch: prepare has checked it.
+    if "logp_old" in needs(alg, "trajectory") and "logp_old" not in columns:
         columns["logp_old"] = jax.lax.stop_gradient(outputs.logp)
     rows = dataclasses.replace(rows, columns=columns)
     shared = prepared.shared

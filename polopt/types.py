@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.errors import PoloptError
+
 Array = jax.Array | np.ndarray
 _T = TypeVar("_T")
 
@@ -167,7 +169,14 @@ class Context:
     shared: dict[str, Any]
 
     def column(self, name: str) -> Array:
-        """A recorded column, `f32[N,T]` or `f32[N]`."""
+        """A recorded column, `f32[N,T]` or `f32[N]`.
+
+        Raises:
+          PoloptError: the piece has not declared that it needs the column.
+        """
+        if name not in self.rows.columns:
+            raise PoloptError(f"a piece reads the column {name!r} without needs=({name!r},) in its "
+                              f"@piece (declared: {', '.join(self.rows.columns) or 'none'})")
         return self.rows.columns[name]
 
 

@@ -80,8 +80,10 @@ def complete(config: SampleConfig) -> list[list[SampleView]]:
         task=task, tokenizer=policy.tokenizer, sampling=Sampling(group_size=config.samples),
         max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
         temperature=config.temperature)
-    decoding = Decoding(temperature=config.temperature, top_k=config.top_k or 0,
-                        top_p=config.top_p or 1.0, min_p=config.min_p or 0.0)
+    greedy = config.temperature == 0
+    decoding = Decoding(temperature=1.0 if greedy else config.temperature, greedy=greedy,
+                        top_k=config.top_k or 0, top_p=config.top_p or 1.0,
+                        min_p=config.min_p or 0.0)
 
     def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
         return generate(

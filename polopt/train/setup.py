@@ -105,22 +105,27 @@ def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
 def task_of(config: TrainConfig | SampleConfig) -> Task:
     """The task that a configuration names."""
     problems = config.eval_problems if isinstance(config, TrainConfig) else config.problems
-    return load_task(config.task, task_args=config.task_args, data=config.data,
-                     reward=config.reward, held_out=problems)
+    return load_task(config.task or "chain_sum", task_args=config.task_args, data=config.data,
+                     reward=config.reward, held_out=problems, seed=config.seed)
 
 
 def load_policy(name: str) -> Policy:
-    """The model to start from: "base", or the folder of a run (its newest whole checkpoint).
+    """The model to start from.
+
+    Args:
+      name: "base", the folder of a model (as `polopt pretrain` writes it), or the folder of a run,
+        whose newest whole checkpoint is taken.
 
     Raises:
-      PoloptError: neither of the two, or a run without a checkpoint.
+      PoloptError: none of the three, or a run without a checkpoint.
     """
-    if name == "base":
-        model, params, tokenizer = base.load()
-        return Policy(model=model, params=params, tokenizer=tokenizer)
     folder = Path(name)
+    if name == "base" or (folder / base.MANIFEST).is_file():
+        model, params, tokenizer = base.load() if name == "base" else base.load(folder)
+        return Policy(model=model, params=params, tokenizer=tokenizer)
     if not (folder / "config.json").is_file():
-        raise PoloptError(f"no model {name!r}: accepted are base and the folder of a run")
+        raise PoloptError(f"no model {name!r}: accepted are base, the folder of a model and the "
+                          "folder of a run")
     start = load_policy(read_config(folder).model)
     found = checkpoint.restore(folder / "checkpoints", start.params, prefix="params.policy.")
     if found is None:

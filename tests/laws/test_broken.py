@@ -1,5 +1,7 @@
 """A law that cannot be broken proves nothing: each is, by a small piece of a user's own."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -40,8 +42,6 @@ def test_a_users_own_method_keeps_the_laws(make):
 
 
 def uncoupled(alg):
-    import dataclasses
-
     link = alg.trajectory.links[-1]
     free = dataclasses.replace(link, card=dataclasses.replace(link.card, couples="none"))
     return alg.replace(near_the_mean=free)

@@ -18,7 +18,8 @@ def _replaced(surrogate, objective, mask):
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
 
 
-@piece("trajectory", reads="logp", writes="policy", term="policy", couples="group")
+@piece("trajectory", reads="logp", writes="policy", term="policy", couples="group",
+       needs=("logp_old",))
 def group_regression(surrogate, context, *, beta: float = 0.3):
     """−½ (A − β (s − mean_g s))², s the row's log-ratio: rows of a group depend on each other."""
     inside = context.mask.any(axis=1).astype(surrogate.logp.dtype)
@@ -94,7 +95,7 @@ def by_spread(credit, trajectories):
     return dataclasses.replace(credit, sequence=credit.sequence / spread)
 
 
-@piece("trajectory", reads="logp", writes="policy", term="policy")
+@piece("trajectory", reads="logp", writes="policy", term="policy", needs=("logp_old",))
 def unbounded(surrogate, context):
     """An exponential that overflows."""
     ratio = jnp.exp(jnp.exp(jnp.abs(surrogate.logp - context.column("logp_old"))))

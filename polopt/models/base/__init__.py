@@ -23,7 +23,7 @@ from polopt.models.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent
 _FILES = ("weights.safetensors", "tokenizer.json", "config.json")
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def load(folder: str | Path = EMBEDDED) -> tuple[LanguageModel, Params, Tokenizer]:
@@ -59,22 +59,22 @@ def save(
     for name, part in content.items():
         (folder / name).write_bytes(part)
     digests = {name: hashlib.sha256(part).hexdigest() for name, part in content.items()}
-    (folder / _MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         content = {name: (folder / name).read_bytes() for name in _FILES}
     except OSError as error:
         raise PoloptError(f"no model in {folder}: cannot read {error.filename}") from error
     except ValueError as error:
-        raise PoloptError(f"{folder / _MANIFEST}: not JSON: {error}") from error
+        raise PoloptError(f"{folder / MANIFEST}: not JSON: {error}") from error
     for name, part in content.items():
         known = manifest.get(name) if isinstance(manifest, dict) else None
         if hashlib.sha256(part).hexdigest() != known:
             raise PoloptError(
-                f"{folder / name}: damaged or replaced: its sha256 is not the one in {_MANIFEST}"
+                f"{folder / name}: damaged or replaced: its sha256 is not the one in {MANIFEST}"
             )
     return content
 

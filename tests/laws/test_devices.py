@@ -1,0 +1,124 @@
+"""Law 1 over devices: by pmap on 1, 2 and 8, summed once outside the gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polopt.compose import coupling, loss, prepare, wants
+from polopt.testing import random_outputs, random_trajectories
+from polopt.types import PolicyOutputs
+
+from . import toys
+from .table import FACTORIES
+
+N, T, FEATURES, VOCAB = 16, 10, 3, 7
+COUPLED = {"none": FACTORIES["grpo"], "sequence": FACTORIES["gspo"], "group": toys.regression,
+           "batch": toys.covariance}
+
+
+def setup(alg, seed=0):
+    """Rows sorted so that groups lie whole in eighths, two rows each, and a model to pull at."""
+    rng = np.random.default_rng(seed)
+    batch = random_trajectories(seed, rows=N, width=T)
+    group = np.where(batch.length > 0, np.arange(N) // 2, -1).astype(np.int32)
+    episode = np.where(batch.length > 0, np.arange(N), -1).astype(np.int32)
+    batch = dataclasses.replace(batch, group=group, episode=episode)
+    features = rng.normal(size=(N, T, FEATURES)).astype(np.float32)
+    others = random_outputs(seed, batch, wants(alg)).columns
+    tokens = rng.integers(0, VOCAB, (N, T))
+    params = 0.3 * rng.normal(size=(FEATURES, VOCAB)).astype(np.float32)
+    return batch, (features, tokens, others), jnp.asarray(params)
+
+
+def outputs_of(params, inputs):
+    """A linear softmax policy: `logp` depends on the parameters, other columns do not."""
+    features, tokens, others = inputs
+    logp = jnp.take_along_axis(jax.nn.log_softmax(features @ params), tokens[..., None], axis=-1)
+    return PolicyOutputs(logp=logp[..., 0], columns=others)
+
+
+def gradients(alg, params, inputs, prepared):
+    """Of the loss with respect to logp, and pulled through the model."""
+    outputs, pull = jax.vjp(lambda p: outputs_of(p, inputs), params)
+    (value, _), cotangent = jax.value_and_grad(
+        lambda o: loss(alg, o, prepared), has_aux=True)(outputs)
+    return value, cotangent.logp, pull(cotangent)[0]
+
+
+def sharded(tree, devices):
+    return jax.tree.map(lambda x: np.reshape(x, (devices, N // devices, *x.shape[1:])), tree)
+
+
+def on_devices(alg, params, inputs, prepared, devices):
+    """The loss and model gradient summed over devices, and the cotangent put together."""
+
+    def own(inputs, rows):
+        value, cotangent, gradient = gradients(
+            alg, params, inputs, dataclasses.replace(prepared, rows=rows))
+        return jax.lax.psum((value, gradient), "devices"), cotangent
+
+    step = jax.pmap(own, axis_name="devices", devices=jax.devices()[:devices])
+    (value, gradient), cotangent = step(sharded(inputs, devices), sharded(prepared.rows, devices))
+    return value[0], np.reshape(cotangent, (N, T)), gradient[0]
+
+
+def assert_near(got, expected, tolerance):
+    scale = float(np.max(np.abs(expected)))
+    assert scale > 0
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("scope", ["none", "sequence", "group"])
+def test_devices_sum_to_the_whole(scope, devices):
+    alg = COUPLED[scope]()
+    assert coupling(alg) == scope
+    batch, inputs, params = setup(alg)
+    prepared = jax.tree.map(np.asarray, prepare(alg, batch)[0])
+    value, cotangent, gradient = gradients(alg, params, inputs, prepared)
+    got = on_devices(alg, params, inputs, prepared, devices)
+    assert_near(got[0], value, 1e-6)
+    assert_near(got[1], cotangent, 1e-6)
+    assert_near(got[2], gradient, 1e-5)
+
+
+def test_a_method_that_couples_the_batch_is_exact_in_cotangent_form():
+    alg = COUPLED["batch"]()
+    batch, inputs, params = setup(alg)
+    prepared = jax.tree.map(np.asarray, prepare(alg, batch)[0])
+    _, cotangent, gradient = gradients(alg, params, inputs, prepared)
+
+    def pull(inputs, cotangent):
+        _, back = jax.vjp(lambda p: outputs_of(p, inputs).logp, params)
+        return jax.lax.psum(back(cotangent)[0], "devices")
+
+    got = jax.pmap(pull, axis_name="devices")(sharded(inputs, 8), sharded(cotangent, 8))[0]
+    assert_near(got, gradient, 1e-5)
+    alone = on_devices(alg, params, inputs, prepared, 8)[2]
+    assert np.max(np.abs(alone - gradient)) > 1e-3 * np.max(np.abs(gradient))
+
+
+@pytest.mark.parametrize("key", FACTORIES)
+def test_every_method_sums_over_eight_devices(key):
+    """The same by vmap over eight named shards, which compiles in a third of the time."""
+    alg = FACTORIES[key]()
+    batch, inputs, params = setup(alg, seed=1)
+    prepared = jax.tree.map(np.asarray, prepare(alg, batch)[0])
+
+    @jax.jit
+    def both(inputs, rows):
+        def own(inputs, rows):
+            made = gradients(alg, params, inputs, dataclasses.replace(prepared, rows=rows))
+            return jax.lax.psum(made[::2], "devices"), made[1]
+
+        summed = jax.vmap(own, axis_name="devices")(sharded(inputs, 8), sharded(rows, 8))
+        return gradients(alg, params, inputs, dataclasses.replace(prepared, rows=rows)), summed
+
+    whole, ((value, gradient), cotangent) = both(inputs, prepared.rows)
+    assert_near(np.reshape(cotangent, (N, T)), whole[1], 1e-6)
+    assert_near(gradient[0], whole[2], 1e-5)
+    mass = np.abs(whole[1]).sum()  # a loss may cancel
+    assert abs(value[0] - whole[0]) <= 1e-6 * max(mass, abs(whole[0]))
