@@ -28,7 +28,8 @@ Columns = tuple[Column, ...]
 
 # One chunk of float32 logits of one model, unless that would be fewer rows than keep a matrix
 # unit busy: a chunk's rows share one reading of the unembedding and of its gradient.
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**25
+BLOCK_BYTES = 2**22
 MIN_ROWS = 128
 
 
@@ -246,9 +247,38 @@ class _Part(NamedTuple):
         return dataclasses.replace(
             total,
             hidden=total.hidden.at[source].add(hidden, mode="drop"),
-            unembedding=total.unembedding + _product("cv,cd->vd", change, self.states(head)),
+            unembedding=lax.platform_dependent(
+                total.unembedding,
+                change,
+                self.states(head),
+                cpu=_add_in_blocks,
+                default=_add_product,
+            ),
         )
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, preferred_element_type=_wide(b.dtype))
+
+
+def _add_product(total: Array, change: Array, states: Array) -> Array:
+    """total [V,D] + changeᵀ states."""
+    return total + _product("cv,cd->vd", change, states)
+
+
+def _add_in_blocks(total: Array, change: Array, states: Array) -> Array:
+    """The same where the compiler cannot accumulate in place: the product is never [V,D] large."""
+    V, D = total.shape
+    block = min(V, max(1, BLOCK_BYTES // (4 * D)))
+
+    def step(i: Array, total: Array) -> Array:
+        start = i * block
+        part = lax.dynamic_slice_in_dim(total, start, block)
+        part = _add_product(part, lax.dynamic_slice_in_dim(change, start, block, axis=1), states)
+        return lax.dynamic_update_slice_in_dim(total, part, start, 0)
+
+    total = lax.fori_loop(0, V // block, step, total)
+    rest = V % block
+    if not rest:
+        return total
+    return total.at[V - rest :].set(_add_product(total[V - rest :], change[:, V - rest :], states))

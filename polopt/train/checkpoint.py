@@ -1,11 +1,11 @@
 """Checkpoints: one folder per step, committed by one rename, every file's digest checked on load.
 
     checkpoints/00000050/state/…        arrays, written by orbax
-                         manifest.json  counters, and the sha256 of every file
+                         manifest.json  counters, the sha256 of every file, and its own
 
 Orbax commits atomically but does not notice a flipped bit in an array; the manifest does. A save
 happens in `<step>.partial` and is renamed when everything is on disk, so a killed save leaves
-nothing that could be taken for a checkpoint.
+nothing that could be taken for a checkpoint; the next save sweeps what it left.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: 
         manifest = {"format": FORMAT, "step": step, "counters": counters,
                     "files": {name: _digest(partial / name) for name in _files(partial)}}
         with open(partial / "manifest.json", "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
+            json.dump(manifest | {"sha256": _own_digest(manifest)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
         raise PoloptError(f"cannot write the checkpoint {final}: {_first_line(error)}") from error
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(path_of(folder, old))
@@ -71,16 +72,19 @@ def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dic
       PoloptError: there are checkpoints but none can be read, or they hold another model.
     """
     steps = _steps(folder)
+    faults = []
     for step in reversed(steps):
         path = path_of(folder, step)
-        fault = _fault(path)
-        if fault is None:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            return step, _load(path, like, prefix), manifest["counters"]
-        warnings.warn(f"checkpoint {path} is damaged ({fault}); trying the one before it",
-                      RuntimeWarning, stacklevel=2)
-    if steps:
-        raise PoloptError(f"{folder} holds {len(steps)} checkpoints and none can be read")
+        try:
+            manifest = _verified(path)
+        except _DamagedError as fault:
+            faults.append(f"{path}: {fault}")
+            continue
+        for fault in faults:
+            warnings.warn(f"checkpoint {fault}; taking step {step}", RuntimeWarning, stacklevel=2)
+        return step, _load(path, like, prefix), manifest["counters"]
+    if faults:
+        raise PoloptError(f"no checkpoint can be read of the {len(steps)} there are: {faults[0]}")
     return None
 
 
@@ -126,20 +130,31 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None."""
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint, in a few words."""
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every byte is the one that was written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "manifest.json is missing or unreadable"
-    if manifest.get("format") != FORMAT:
-        return f"written in format {manifest.get('format')}, this version reads {FORMAT}"
+        own = manifest.pop("sha256", None)
+    except (OSError, ValueError, AttributeError):
+        raise _DamagedError("manifest.json is missing or unreadable") from None
+    if own != _own_digest(manifest):
+        raise _DamagedError("manifest.json has changed since it was written")
+    if manifest["format"] != FORMAT:
+        raise _DamagedError(f"format {manifest['format']}, and this version reads {FORMAT}")
     for name, digest in manifest["files"].items():
         if not (path / name).is_file():
-            return f"{name} is missing"
+            raise _DamagedError(f"{name} is missing")
         if _digest(path / name) != digest:
-            return f"{name} has changed since it was written"
-    return None
+            raise _DamagedError(f"{name} has changed since it was written")
+    return manifest
 
 
 def _first_line(error: BaseException) -> str:

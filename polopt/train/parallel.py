@@ -7,6 +7,7 @@ everything else is broadcast. Algorithms, pieces and models do not know which is
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +36,7 @@ class Parallel:
         """Put a copy on every device."""
         if not self.pmap:
             return tree
-        spread = jax.pmap(lambda x, _: x, in_axes=(None, 0), devices=self._devices())
-        return spread(tree, np.arange(self.devices))
+        return _copier(tuple(self._devices()))(tree, np.arange(self.devices))
 
     def single(self, tree: Any) -> Any:
         """The first device's copy of what is replicated."""
@@ -58,21 +58,19 @@ class Parallel:
 
         return run
 
-    def rows(self, fn: Callable, *, replicated: int, shared: int = 0) -> Callable:
-        """Compile `fn(*replicated, *shared, *rows) -> tree of [R, ...]` over rows.
+    def rows(self, fn: Callable, *, dealt: int) -> Callable:
+        """Compile `fn(params, shared, *rows) -> tree of [R, ...]` over rows.
 
-        The first `replicated` arguments are as `replicate` returns them, the next `shared` are
-        broadcast, all others have rows in front, which must divide by the devices.
+        `params` are as `replicate` returns them, `shared` is any tree and broadcast, the `dealt`
+        others have rows in front, as many as divide by the devices.
         """
         if not self.pmap:
             return jax.jit(fn)
-        fixed = (0,) * replicated + (None,) * shared
-        spread = fn.__code__.co_argcount - len(fixed)
-        mapped = jax.pmap(fn, axis_name=AXIS, in_axes=fixed + (0,) * spread,
+        mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(0, None) + (0,) * dealt,
                           devices=self._devices())
 
-        def run(*args: Any) -> Any:
-            out = mapped(*args[: len(fixed)], *(self._deal(x) for x in args[len(fixed) :]))
+        def run(params: Any, shared: Any, *rows: Any) -> Any:
+            out = mapped(params, shared, *(self._deal(x) for x in rows))
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
         return run
@@ -82,6 +80,12 @@ class Parallel:
 
     def _devices(self) -> list[jax.Device]:
         return jax.local_devices()[: self.devices]
+
+
+@functools.lru_cache(maxsize=8)
+def _copier(devices: tuple[jax.Device, ...]) -> Callable:
+    """One for each set of devices: a new one would compile again at every call."""
+    return jax.pmap(lambda x, _: x, in_axes=(None, 0), devices=devices)
 
 
 def choose(kind: str, devices: int | None) -> Parallel:

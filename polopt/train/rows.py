@@ -15,9 +15,11 @@ from polopt.types import Array, Prepared, Rows, Trajectories
 def take(trajectories: Trajectories, rows: Array) -> Trajectories:
     """The rows `i32[R]` of a batch; an index of N or more gives a padding row."""
     taken, valid = _gather(trajectories, rows)
+    n = trajectories.length.shape[0]
     return dataclasses.replace(
         taken,
-        group=jnp.where(valid, taken.group, -1), episode=jnp.where(valid, taken.episode, -1),
+        turn=jnp.where(valid[:, None], taken.turn, -1),
+        group=_renumber(taken.group, valid, n), episode=_renumber(taken.episode, valid, n),
         temperature=jnp.where(valid, taken.temperature, 1),
     )
 
@@ -26,13 +28,21 @@ def take_prepared(prepared: Prepared, rows: Array) -> Prepared:
     """The same rows of a prepared batch: weight and credit of padding rows are zero."""
     taken: Rows
     taken, valid = _gather(prepared.rows, rows)
-    taken = dataclasses.replace(taken, group=jnp.where(valid, taken.group, -1))
-    return dataclasses.replace(prepared, rows=taken)
+    group = _renumber(taken.group, valid, prepared.rows.group.shape[0])
+    return dataclasses.replace(prepared, rows=dataclasses.replace(taken, group=group))
 
 
 def _gather(tree, rows: Array):
     taken = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="fill", fill_value=0), tree)
     return taken, rows < jax.tree.leaves(tree)[0].shape[0]
+
+
+def _renumber(ids: Array, valid: Array, n: int) -> Array:
+    """Ids in [0, n) of R taken rows as ids in [0, R), as segment operations ask; -1 on padding."""
+    valid = valid & (ids >= 0)
+    place = jnp.arange(ids.shape[0], dtype=ids.dtype)
+    first = jax.ops.segment_min(place, jnp.where(valid, ids, n), num_segments=n + 1)
+    return jnp.where(valid, first[ids], -1)
 
 
 def round_up(n: int, multiple: int) -> int:

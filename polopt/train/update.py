@@ -10,6 +10,7 @@ Under `pmap` gradients are summed over devices once, outside `grad`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,6 @@ from polopt.types import (
     PolicyOutputs,
     Prepared,
     Trajectories,
-    merge_info,
     record,
 )
 
@@ -49,8 +49,8 @@ class TrainState:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, memory: State) -> TrainState:
-    """The state before the first step; parameters are copied, so the caller's stay alive."""
-    params = jax.tree.map(jnp.copy, params)
+    """The state before the first step; all is copied, so the caller's arrays stay alive."""
+    params, memory = jax.tree.map(jnp.copy, (params, memory))
     return TrainState(params=params, opt_state=optimizer.init(params), memory=memory,
                       step=jnp.int32(0), skipped=jnp.int32(0))
 
@@ -80,6 +80,8 @@ def make_update(
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
         splits = rows.reshape(-1, micro_batch)
         grads, info = form(alg, modules, state.params, trajectories, prepared, splits, axis)
+        # Summed over the rows of a step, but averaged over the steps of a batch.
+        info = {**info, "policy/loss": _one(info["policy/loss"].count)}
         return apply_gradient(alg, optimizer, state, grads, info)
 
     return update
@@ -148,12 +150,23 @@ def _sum_over(f: Callable[[Any], tuple[Params, Info]], parts: Any) -> tuple[Para
     if jax.tree.leaves(parts)[0].shape[0] == 1:
         return f(first)
 
-    def body(total: tuple[Params, Info], part: Any) -> tuple[tuple[Params, Info], None]:
+    def body(total: Params, part: Any) -> tuple[Params, Info]:
         grads, info = f(part)
-        return (jax.tree.map(jnp.add, total[0], grads), merge_info(total[1], info)), None
+        return jax.tree.map(jnp.add, total, grads), info
 
-    rest = jax.tree.map(lambda x: x[1:], parts)
-    return jax.lax.scan(body, f(first), rest)[0]
+    shapes, _ = jax.eval_shape(f, first)  # traced twice but compiled once
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    grads, infos = jax.lax.scan(body, start, parts)
+    return grads, jax.tree.map(_merge_stacked, infos, is_leaf=_is_entry)
+
+
+def _is_entry(x: Any) -> bool:
+    return isinstance(x, Mean | Max | Count)
+
+
+def _merge_stacked(entry: Mean | Max | Count) -> Mean | Max | Count:
+    reduce = jnp.max if isinstance(entry, Max) else jnp.sum
+    return jax.tree.map(functools.partial(reduce, axis=0), entry)
 
 
 def _all_sum(grads: Params, axis: str | None) -> Params:
@@ -168,7 +181,7 @@ def _all_merge(info: Info, axis: str | None) -> Info:
         reduce = jax.lax.pmax if isinstance(entry, Max) else jax.lax.psum
         return reduce(entry, axis)
 
-    return jax.tree.map(merge, info, is_leaf=lambda x: isinstance(x, Mean | Max | Count))
+    return jax.tree.map(merge, info, is_leaf=_is_entry)
 
 
 def _gap(outputs: PolicyOutputs, batch: Trajectories) -> Info:
@@ -194,7 +207,7 @@ def apply_gradient(
     def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-    change = optax.global_norm(updates) / optax.global_norm(state.params)
+    change = jnp.where(finite, optax.global_norm(updates) / optax.global_norm(state.params), 0)
     info = {**info, "update/grad_norm": _one(norm), "update/param_change": _one(change)}
     return TrainState(
         params=choose(stepped, state.params), opt_state=choose(opt_state, state.opt_state),

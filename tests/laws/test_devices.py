@@ -29,7 +29,7 @@ def setup(alg, seed=0):
     features = rng.normal(size=(N, T, FEATURES)).astype(np.float32)
     others = random_outputs(seed, batch, wants(alg)).columns
     tokens = rng.integers(0, VOCAB, (N, T))
-    params = 0.3 * rng.normal(size=(FEATURES, VOCAB)).astype(np.float32)
+    params = rng.normal(size=(FEATURES, VOCAB)).astype(np.float32)
     return batch, (features, tokens, others), jnp.asarray(params)
 
 

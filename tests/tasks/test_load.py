@@ -31,9 +31,9 @@ def test_a_file_can_import_its_neighbour(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("score", "names no function: write module:function or path.py:function"),
-        (":score", "names no function"),
-        ("rewards.py:", "names no function"),
+        ("score", "names nothing: write module:name or path.py:name"),
+        (":score", "names nothing"),
+        ("rewards.py:", "names nothing"),
         ("no/such/file.py:score", "no file no/such/file.py"),
         ("no_such_module:score", "importing no_such_module raised ModuleNotFoundError"),
         (f"{REWARDS}:goood", "has no 'goood'; did you mean 'good'?"),
