@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from polopt import aggregate as aggregation
 from polopt.aggregate import Window
 from polopt.errors import PoloptError, did_you_mean
-from polopt.numerics import row_length, token_info
+from polopt.numerics import token_info
 from polopt.trajectory.sampling import Sampling, Update
 from polopt.transform import (
     COUPLINGS,
@@ -405,8 +405,3 @@ def objective(alg: Algorithm) -> Callable[[PolicyOutputs, Trajectories], tuple[A
         return loss(alg, outputs, prepared)
 
     return f
-
-
-def lengths(prepared: Prepared) -> Array:
-    """f32[N]: trained tokens per row."""
-    return row_length(prepared.rows.mask)

@@ -40,9 +40,9 @@ def masked_sum(x: Array, mask: Array, axis: int | None = None) -> Array:
 
 
 def token_info(x: Array, mask: Array) -> Mean:
-    """The mean over tokens of a measurement, as a mergeable pair."""
+    """The mean over tokens of a measurement or of a yes-or-no, as a mergeable pair."""
     x = jax.lax.stop_gradient(x)
-    return Mean(sum=jnp.sum(jnp.where(mask, x, 0)), weight=jnp.sum(mask, dtype=x.dtype))
+    return Mean(sum=jnp.sum(jnp.where(mask, x, 0), dtype=float), weight=jnp.sum(mask, dtype=float))
 
 
 def row_length(mask: Array) -> Array:
@@ -74,13 +74,6 @@ def segment_max(x: Array, ids: Array) -> Array:
     """[N]: for each row the maximum of `x[N]` over the rows with its id."""
     n = ids.shape[0]
     return jax.ops.segment_max(x, _segments(ids, n), num_segments=n + 1)[_segments(ids, n)]
-
-
-def segment_count(ids: Array) -> Array:
-    """f32 scalar: the number of distinct ids that are not -1."""
-    n = ids.shape[0]
-    present = jnp.zeros(n + 1).at[_segments(ids, n)].max(1.0)
-    return jnp.sum(present[:n])
 
 
 def group_mean(x: Array, ids: Array, weight: Array) -> Array:

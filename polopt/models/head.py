@@ -21,16 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polopt.errors import PoloptError
 from polopt.models.columns import Column
 from polopt.types import Array, record
 
 Columns = tuple[Column, ...]
 
-# One chunk of float32 logits of one model, unless that would be fewer rows than keep a matrix
-# unit busy: a chunk's rows share one reading of the unembedding and of its gradient.
-CHUNK_BYTES = 2**25
-BLOCK_BYTES = 2**22
-MIN_ROWS = 128
+CHUNK_BYTES = 2**25  # float32 logits of one chunk, all models together
+MIN_ROWS = 128  # of a chunk, whatever that takes
+BLOCK_BYTES = 2**22  # of the product that is added to the unembedding's gradient, on CPU
 
 
 @record
@@ -53,13 +52,19 @@ class Rows(NamedTuple):
     temperature: Array  # f32[M]
 
 
-def default_chunk(vocabulary: int, models: int = 1) -> int:
-    """Rows of a chunk: as many as `CHUNK_BYTES` of float32 logits hold, at least `MIN_ROWS`.
+def default_chunk(vocabulary: int, hidden: int, models: int = 1) -> int:
+    """Rows of a chunk, so that the head's memory hardly depends on the vocabulary.
 
-    >>> default_chunk(8_192), default_chunk(65_536), default_chunk(262_144)
-    (2048, 256, 128)
+    As many as `CHUNK_BYTES` of float32 logits hold, but at least `MIN_ROWS` and at least a quarter
+    of the hidden size `D`. A chunk's rows share one reading of the unembedding and of its gradient,
+    so few rows starve a matrix unit; and `D / 4` rows of logits take a quarter of the float32
+    gradient of the unembedding, which exists anyway.
+
+    >>> [default_chunk(V, 256) for V in (8_192, 65_536)], default_chunk(131_072, 4_096)
+    ([1024, 128], 1024)
     """
-    return max(MIN_ROWS, CHUNK_BYTES // (4 * vocabulary * models) // 8 * 8)
+    fitting = CHUNK_BYTES // (4 * vocabulary * models)
+    return -(-max(MIN_ROWS, hidden // 4, fitting) // 8) * 8
 
 
 def select_rows(scored: Array, token: Array, temperature: Array, chunk: int) -> Rows:
@@ -128,6 +133,7 @@ def head_columns(
 
     M = rows.token.shape[0]
     shapes = jax.eval_shape(lambda: evaluate(jnp.int32(0))[1])
+    _check_shapes(shapes, chunk)
     out = jax.tree.map(lambda leaf: jnp.zeros((M, *leaf.shape[1:]), leaf.dtype), shapes)
     return lax.fori_loop(0, rows.chunks, body, out)
 
@@ -159,10 +165,10 @@ def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any
             unembedding=jnp.zeros(head.unembedding.shape, wide),
         )
 
-    total = lax.fori_loop(
-        0, rows.chunks, body, {name: zero(head) for name, head in moving.items()}
-    )
-    return jax.tree.map(lambda sum, x: sum.astype(x.dtype), total, moving), None, None
+    zeros = {name: zero(head) for name, head in moving.items()}
+    total = lax.fori_loop(0, rows.chunks, body, zeros)
+    gradient = jax.tree.map(lambda change, x: change.astype(x.dtype), total, moving)
+    return gradient, None, None
 
 
 head_columns.defvjp(_forward, _backward)
@@ -175,6 +181,16 @@ def _evaluate(columns: Columns, logits: dict[str, Array], token: Array) -> dict[
         )
         for column in columns
     }
+
+
+def _check_shapes(columns: dict[str, Any], chunk: int) -> None:
+    for name, column in columns.items():
+        for leaf in jax.tree.leaves(column):
+            if leaf.shape[:1] != (chunk,):
+                raise PoloptError(
+                    f"score: column {name} gave shape {leaf.shape} for a chunk of {chunk} "
+                    "positions; give one entry per position, [C] or [C,K]"
+                )
 
 
 def _float_leaves(tree: Any) -> list[Array]:
@@ -202,7 +218,7 @@ class _Part(NamedTuple):
     position: Array  # i32[C], `M` on padding
     source: Array  # i32[C]
     token: Array  # i32[C]
-    scale: Array  # f32[C,1] one over the temperature, zero on padding
+    temperature: Array  # f32[C,1], one on padding
     live: Array  # bool[C,1]
 
     @classmethod
@@ -214,15 +230,14 @@ class _Part(NamedTuple):
             position=position,
             source=rows.source[at],
             token=rows.token[at],
-            scale=jnp.where(live, 1 / jnp.where(live, rows.temperature[at], 1), 0)[:, None],
+            temperature=jnp.where(live, rows.temperature[at], 1)[:, None],
             live=live[:, None],
         )
 
     def states(self, head: Head) -> Array:
         """[C,D] over the temperature: `D` divisions in place of `V`, and before any rounding."""
-        wide = _wide(head.hidden.dtype)
-        states = jnp.where(self.live, head.hidden[self.source], 0).astype(wide)
-        return (states * self.scale.astype(wide)).astype(head.dtype)
+        states = jnp.where(self.live, head.hidden[self.source], 0)
+        return self._cooled(states).astype(head.dtype)
 
     def logits(self, heads: dict[str, Head]) -> dict[str, Array]:
         """{model: [C,V]} divided by the temperature, in float32 (float64 for float64)."""
@@ -241,12 +256,11 @@ class _Part(NamedTuple):
     def add(self, total: Head, head: Head, change: Array) -> Head:
         """Add what the chunk's `change [C,V]` of the logits makes of the gradient."""
         change = jnp.where(self.live, change, 0).astype(head.dtype)
-        hidden = _product("cv,vd->cd", change, head.unembedding)
-        hidden = (hidden * self.scale.astype(hidden.dtype)).astype(total.hidden.dtype)
+        hidden = self._cooled(_product("cv,vd->cd", change, head.unembedding))
         source = jnp.where(self.live[:, 0], self.source, total.hidden.shape[0])
         return dataclasses.replace(
             total,
-            hidden=total.hidden.at[source].add(hidden, mode="drop"),
+            hidden=total.hidden.at[source].add(hidden.astype(total.hidden.dtype), mode="drop"),
             unembedding=lax.platform_dependent(
                 total.unembedding,
                 change,
@@ -255,6 +269,10 @@ class _Part(NamedTuple):
                 default=_add_product,
             ),
         )
+
+    def _cooled(self, states: Array) -> Array:
+        wide = _wide(states.dtype)
+        return states.astype(wide) / self.temperature.astype(wide)
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:

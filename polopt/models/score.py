@@ -64,8 +64,8 @@ def score(
         read.
       want: "logp", "logp_ref", "logp_teacher", "entropy", "sum_prob_sq", "value", or a `Column`
         from `polopt.models.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`, your own.
-      chunk: positions whose logits exist at one time; by default as many as fit 64 MiB, at
-        least 128.
+      chunk: positions whose logits exist at one time; `polopt.models.head.default_chunk` if not
+        given.
       shards: number of equal blocks of rows that are compacted apart and walked in step. Under
         `jit` with the rows sharded over devices give their number: then no hidden state leaves its
         device. Must divide N. `chunk` counts per block.
@@ -125,9 +125,10 @@ def _score_language(
     heads = {name: _head(name, *models[name], trajectories.tokens) for name in needed}
     sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
     if len(set(sizes.values())) > 1:
-        raise PoloptError(f"score: columns compare equal vocabularies; these have {sizes}")
+        raise PoloptError(f"score: models must share a vocabulary; their sizes are {sizes}")
     if chunk is None:
-        chunk = default_chunk(next(iter(sizes.values())), len(heads))
+        V, D = next(iter(heads.values())).unembedding.shape
+        chunk = default_chunk(V, D, len(heads))
     if chunk < 1:
         raise PoloptError(f"score: chunk is {chunk}; give 1 or more positions")
     chunk = min(chunk, -(-N * T // shards // 8) * 8)

@@ -18,7 +18,7 @@ import numpy as np
 from polopt.build import earned_at, turns
 from polopt.errors import PoloptError
 from polopt.rollout.sampler import Generated
-from polopt.tasks.score import score_all
+from polopt.tasks.score import SINGLE, score_all
 from polopt.tasks.task import Example, Task
 from polopt.trajectory.sampling import Sampling
 from polopt.types import Trajectories
@@ -102,7 +102,7 @@ class Collector:
             if refill is None:
                 kept.append(block)
                 continue
-            passed = np.asarray(refill.by(block.trajectories))
+            passed = self._passed(block)
             kept.append(block.select(passed))
             rejected.append(block.select(~passed))
         if refill and refill.short == "error" and missing > 0:
@@ -120,6 +120,14 @@ class Collector:
             rounds=rounds,
             seconds=seconds,
         )
+
+    def _passed(self, block: _Block) -> np.ndarray:
+        passed = np.asarray(self.sampling.refill.by(block.trajectories), bool)
+        groups = passed.reshape(-1, block.size)
+        if (groups.any(1) != groups.all(1)).any():
+            raise PoloptError("the refill's test passes a part of a group: give True or False on "
+                              "all rows of a group alike")
+        return passed
 
     def _block(
         self,
@@ -188,7 +196,7 @@ class Collector:
             turn=turns(mask),
             group=own,
             id=ids,
-            prompt=np.array([e.index for e in examples], np.int32),
+            prompt=np.array([-1 if self.task.size is None else e.index for e in examples], np.int32),
             episode=own,
             reward_parts=parts,
             scored=scored,
@@ -209,8 +217,10 @@ class Collector:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         scores = score_all(self.task.reward, completions, examples)
         rows, where = np.arange(len(examples)), earned_at(mask, start)
-        parts = {name: np.zeros(mask.shape, np.float32) for name in scores.parts}
-        for name, values in scores.parts.items():
+        # A batch of abstentions has no names of components, but a reward of zero all the same.
+        totals = scores.parts or {SINGLE: np.zeros(len(examples))}
+        parts = {name: np.zeros(mask.shape, np.float32) for name in totals}
+        for name, values in totals.items():
             parts[name][rows, where] = values
         return parts, scores.scored
 
@@ -250,19 +260,22 @@ class _Block:
     @staticmethod
     def join(blocks: list[_Block]) -> _Block:
         T = max(block.trajectories.tokens.shape[1] for block in blocks)
+        names = {name: None for block in blocks for name in block.trajectories.reward_parts}
 
         def widen(x: np.ndarray, fill: int = 0) -> np.ndarray:
             if x.ndim < 2:
                 return x
             return np.pad(x, ((0, 0), (0, T - x.shape[1])), constant_values=fill)
 
-        wide = [
-            dataclasses.replace(
-                jax.tree.map(widen, block.trajectories), turn=widen(block.trajectories.turn, -1)
-            )
-            for block in blocks
-        ]
-        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *wide)
+        def wide(x: Trajectories) -> Trajectories:
+            absent = np.zeros(x.tokens.shape, np.float32)
+            parts = {name: x.reward_parts.get(name, absent) for name in names}
+            made = jax.tree.map(widen, dataclasses.replace(x, reward_parts=parts))
+            return dataclasses.replace(made, turn=widen(x.turn, -1))
+
+        joined = jax.tree.map(
+            lambda *xs: np.concatenate(xs), *(wide(block.trajectories) for block in blocks)
+        )
         block = _Block(
             joined,
             [e for b in blocks for e in b.examples],

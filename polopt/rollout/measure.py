@@ -42,16 +42,19 @@ def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
         "policy/entropy": float(-logp[tokens].mean()) if tokens.any() else 0.0,
     }
     for name, part in trajectories.reward_parts.items():
-        metrics[f"reward/part/{name}"] = float(np.asarray(part).sum(1)[scored].mean())
+        total = np.asarray(part).sum(1)[scored]
+        metrics[f"reward/part/{name}"] = float(total.mean()) if total.size else 0.0
     return {**metrics, **_groups(trajectories, reward)}
 
 
 def _groups(trajectories: Trajectories, reward: np.ndarray) -> dict[str, float]:
     ids, right = np.asarray(trajectories.group), correct(trajectories)
+    scored = np.asarray(trajectories.scored)
     groups = np.unique(ids[ids >= 0])
     if len(groups) == (ids >= 0).sum():  # groups of one have no spread to speak of
         return {}
-    spread = [np.ptp(reward[ids == g]) for g in groups]
+    known = [reward[(ids == g) & scored] for g in groups]
+    spread = [np.ptp(x) if x.size else 0 for x in known]
     share = [right[ids == g].mean() for g in groups]
     return {
         "groups/zero_spread": float(np.mean([s == 0 for s in spread])),

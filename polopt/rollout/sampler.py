@@ -31,7 +31,7 @@ class Generated:
 
 
 class _State(NamedTuple):
-    step: Array  # i32[] tokens written so far
+    step: jax.Array  # i32[] tokens written so far
     token: Array  # i32[N] the last of them
     running: Array  # bool[N]
     cache: Cache

@@ -142,6 +142,8 @@ def _compare(law: str, alg: Algorithm, a: Outcome, b: Outcome, back: np.ndarray)
         inside[back, :width] = True
         require(law, alg, not right[~inside].any(), f"padding has a gradient of {name}")
     for name, entry in a.info.items():
+        kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(entry)}
+        require(law, alg, kinds <= {"f", "i", "u"}, f"the info {name!r} does not add: bool")
         for left, right in zip(jax.tree.leaves(entry), jax.tree.leaves(b.info[name]), strict=True):
             # Cancelling sums: what matters is the error against the mass that was summed.
             scale = max(mass, float(np.abs(left)), 1.0)
@@ -277,8 +279,8 @@ _DEGENERATE: dict[str, Callable[[Trajectories], Trajectories]] = {
         b, reward_parts={k: v * np.float32(1e15) for k, v in b.reward_parts.items()}),
     "groups of one": _alone,
     "everything masked": lambda b: _without_actions(b, np.zeros_like(b.action_mask)),
-    "one token": lambda b: _without_actions(b, np.arange(b.action_mask.size).reshape(
-        b.action_mask.shape) == np.flatnonzero(b.action_mask)[0]),
+    "one token": lambda b: _without_actions(
+        b, np.cumsum(b.action_mask).reshape(b.action_mask.shape) == 1),
     "nothing scored": lambda b: dataclasses.replace(b, scored=np.zeros_like(b.scored)),
     "only padding": _only_padding,
 }

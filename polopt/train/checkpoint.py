@@ -142,13 +142,13 @@ def _verified(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every byte is the one that was written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        own = manifest.pop("sha256", None)
-    except (OSError, ValueError, AttributeError):
+        own, version = manifest.pop("sha256"), manifest["format"]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         raise _DamagedError("manifest.json is missing or unreadable") from None
+    if version != FORMAT:
+        raise _DamagedError(f"written in format {version}, and this version reads {FORMAT}")
     if own != _own_digest(manifest):
         raise _DamagedError("manifest.json has changed since it was written")
-    if manifest["format"] != FORMAT:
-        raise _DamagedError(f"format {manifest['format']}, and this version reads {FORMAT}")
     for name, digest in manifest["files"].items():
         if not (path / name).is_file():
             raise _DamagedError(f"{name} is missing")

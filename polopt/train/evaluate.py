@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from polopt.rollout.collect import Collector, Rollout, Sampler
-from polopt.rollout.draw import Decoding
 from polopt.rollout.measure import correct, outcome
 from polopt.rollout.sampler import generate
 from polopt.tasks.task import Example
@@ -73,17 +72,14 @@ def _views(
 
 def complete(config: SampleConfig) -> list[list[SampleView]]:
     """Sample a model on held-out problems: the completions of each problem."""
-    from polopt.train.setup import load_policy, task_of
+    from polopt.train.setup import decoding_of, load_policy, task_of
 
     policy, task = load_policy(config.model), task_of(config)
     collector = Collector(
         task=task, tokenizer=policy.tokenizer, sampling=Sampling(group_size=config.samples),
         max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
-        temperature=config.temperature)
-    greedy = config.temperature == 0
-    decoding = Decoding(temperature=1.0 if greedy else config.temperature, greedy=greedy,
-                        top_k=config.top_k or 0, top_p=config.top_p or 1.0,
-                        min_p=config.min_p or 0.0)
+        temperature=config.temperature or 1.0)
+    decoding = decoding_of(config)
 
     def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
         return generate(

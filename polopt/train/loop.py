@@ -16,26 +16,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from polopt.compose import Algorithm, init, needs, prepare, reweigh, single_step, wants
+from polopt.compose import Algorithm, init, needs, pieces, prepare, reweigh, single_step, wants
 from polopt.errors import PoloptError
 from polopt.models import ValueModel
 from polopt.rollout.collect import Collector, Cursor, Rollout
 from polopt.rollout.draw import Decoding
 from polopt.rollout.measure import rollout_metrics
 from polopt.rollout.sampler import generate
+from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
 from polopt.train.parallel import Parallel, choose
 from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rows import assign_steps, pad_rows, round_up
-from polopt.train.setup import Policy, load_policy, make_optimizer, resolve, scale, task_of, versions
+from polopt.train.setup import (
+    Policy,
+    decoding_of,
+    load_policy,
+    make_optimizer,
+    reset,
+    resolve,
+    scale,
+    task_of,
+    versions,
+)
 from polopt.train.sinks import Fanout, Sink, Summary
 from polopt.train.stop import StopRequest, stop_on_signals
 from polopt.train.update import TrainState, init_state, make_scorer, make_update
 from polopt.types import Info, Trajectories, info_values, merge_info
 
-MAX_SKIPPED = 10  # consecutive optimiser steps without a finite gradient
+MAX_SKIPPED = 10  # training steps in a row without one finite gradient
 SAMPLES_SHOWN = 4
 
 
@@ -43,6 +54,8 @@ def train(
     config: TrainConfig,
     *,
     algorithm: Algorithm | Callable[..., Algorithm],
+    policy: Policy | None = None,
+    task: Task | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Summary:
     """Train a policy and leave a run folder behind.
@@ -50,6 +63,7 @@ def train(
     Args:
       config: of the run; what it leaves open the method decides.
       algorithm: the method, or its factory, which is then scaled to the run (`setup.scale`).
+      policy, task: instead of those that `config` names; give the same ones to resume the run.
       sinks: where events go besides the run folder.
 
     Raises:
@@ -58,10 +72,20 @@ def train(
     alg = scale(algorithm, config)
     config = resolve(config, alg)
     parallel = choose(config.parallel, config.devices)
-    policy, task = load_policy(config.model), task_of(config)
+    policy, task = policy or load_policy(config.model), task or task_of(config)
+    _check_columns(alg)
     with open_record(config) as record, stop_on_signals() as stop:
         run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]))
         return run.go(stop)
+
+
+def _check_columns(alg: Algorithm) -> None:
+    made = {"logp_old", "logp_sampler", "log_keep", "logp_ref", "value"}
+    made |= {"greedy_return"} if alg.sampling.companion == "greedy" else set()
+    missing = sorted(set(needs(alg)) - made)
+    if missing:
+        raise PoloptError(f"{alg.name or 'the algorithm'} needs the column {missing[0]!r}, which "
+                          "this loop cannot make: score it yourself and call polopt.prepare")
 
 
 @dataclasses.dataclass
@@ -71,6 +95,8 @@ class Progress:
     state: TrainState
     cursor: Cursor
     step: int = 0  # training steps done: rollouts with their update
+    saved: int = -1  # step of the newest checkpoint
+    barren: int = 0  # steps in a row that were skipped whole
     first: Mapping[str, float] | None = None
     last: Mapping[str, float] | None = None
 
@@ -79,7 +105,7 @@ class Run:
     """One run: compiled functions, and the order in which they are called."""
 
     def __init__(
-        self, config: TrainConfig, alg: Algorithm, policy: Policy, parallel: Parallel, task: Any,
+        self, config: TrainConfig, alg: Algorithm, policy: Policy, parallel: Parallel, task: Task,
         record: Record, sink: Fanout,
     ) -> None:
         """Compile nothing yet; see `train`."""
@@ -98,8 +124,7 @@ class Run:
                              axis=parallel.axis)
         self.update = parallel.step(update)
         self.scorers = {
-            name: parallel.rows(make_scorer(modules, want, micro_batch=self.micro),
-                                replicated=1, shared=1)
+            name: parallel.rows(make_scorer(modules, want, micro_batch=self.micro), dealt=1)
             for name, (modules, want) in self._scoring().items()
         }
         self.prepare = jax.jit(functools.partial(prepare, alg))
@@ -111,9 +136,7 @@ class Run:
             task=task, tokenizer=policy.tokenizer, sampling=alg.sampling,
             max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
             temperature=config.temperature)
-        decoding = Decoding(temperature=config.temperature, top_k=config.top_k or 0,
-                            top_p=config.top_p or 1.0, min_p=config.min_p or 0.0)
-        self.sampler = self._sampler(decoding)
+        self.sampler = self._sampler(decoding_of(config))
         self.greedy = self._sampler(Decoding(greedy=True))
 
     # ------------------------------------------------------------ the order of things
@@ -123,7 +146,7 @@ class Run:
         config, now = self.config, self._resume()
         self.sink.start(config, {**versions(), "devices": self.parallel.devices,
                                  "resumed_from": now.step, "loss": repr(self.alg.trajectory)})
-        if now.step == 0:
+        if now.saved < 0:
             now.first = now.last = self._evaluate(now)
             self._save(now)
         while now.step < config.steps and not stop:
@@ -131,9 +154,10 @@ class Run:
             due = config.eval_every and now.step % config.eval_every == 0
             if due or now.step == config.steps:
                 now.last = self._evaluate(now)
-            due = config.checkpoint_every and now.step % config.checkpoint_every == 0
-            if due or now.step == config.steps or stop:
+            if config.checkpoint_every and now.step % config.checkpoint_every == 0:
                 self._save(now)
+        if now.saved < now.step:
+            self._save(now)
         summary = Summary(
             run=self.record.path, steps=now.step, seconds=time.perf_counter() - self.started,
             first=now.first, last=now.last, checkpoint=self._path(now.step),
@@ -152,7 +176,7 @@ class Run:
         now.step, now.cursor = now.step + 1, rollout.cursor
         metrics = {
             **rollout_metrics(rollout.trajectories), **info,
-            "update/learning_rate": float(self.schedule(self._count(now) - 1)),
+            "update/learning_rate": float(self.schedule(max(self._applied(now) - 1, 0))),
             "time/sample": rollout.seconds["sample"], "time/reward": rollout.seconds["reward"],
             "time/score": scored - sampled, "time/update": end - scored, "time/step": end - start,
         }
@@ -175,7 +199,7 @@ class Run:
                 group_size=ids.shape[1], max_new_tokens=config.max_new_tokens, decoding=decoding,
                 eos_ids=tokenizer.eos_ids, allowed_vocab=tokenizer.vocab_size)
 
-        compiled = self.parallel.rows(complete, replicated=1, shared=1)
+        compiled = self.parallel.rows(complete, dealt=3)
 
         def sample(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:
             P = len(prompts)
@@ -210,16 +234,16 @@ class Run:
 
     def _scoring(self) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
         """What must be scored once per rollout: {source: (modules, wanted columns)}."""
-        early = set(needs(self.alg, "reward")) | {"logp_old"} - (
-            {"logp_old"} if single_step(self.alg) else set())
-        own = [name for name, column in (("logp", "logp_old"), ("value", "value"))
-               if column in early | set(needs(self.alg)) - {"logp_old"}]
-        if "logp_old" in needs(self.alg) and not single_step(self.alg) and "logp" not in own:
-            own.append("logp")
+        needed = set(needs(self.alg))
+        early = {name for _, piece in pieces(self.alg) for name in piece.needs
+                 if piece.card.side == "reward" or piece.hooks.before}
+        # Inside the loss of a single step, logp_old is the current log-probability.
+        old = "logp_old" in (early if single_step(self.alg) else needed)
+        own = ("logp",) * old + ("value",) * ("value" in needed)
         out: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {}
         if own:
-            out["own"] = (self.modules, tuple(own))
-        if "logp_ref" in needs(self.alg):
+            out["own"] = (self.modules, own)
+        if "logp_ref" in needed:
             out["reference"] = ({"policy": self.policy.model}, ("logp",))
         return out
 
@@ -233,23 +257,19 @@ class Run:
             names = {"logp": "logp_old", "value": "value"}
             columns.update({names[name]: x[:N] for name, x in out.items()})
         if "reference" in self.scorers:
-            out = self.scorers["reference"](self.reference, trajectories, rows)
+            previous = self.alg.update.reference == "previous"
+            reference = {"policy": now.state.params["policy"]} if previous else self.reference
+            out = self.scorers["reference"](reference, trajectories, rows)
             columns["logp_ref"] = out["logp"][:N]
-        known = {*columns, "logp_old", "logp_sampler", "log_keep"}
-        missing = set(needs(self.alg)) - known
-        if missing:
-            raise PoloptError(f"{self.alg.name} needs the column {sorted(missing)[0]!r}, which "
-                              "this loop cannot make: score it yourself and call polopt.prepare")
         columns = jax.tree.map(np.asarray, columns)
         return dataclasses.replace(trajectories, columns=columns)
 
     def _update(self, now: Progress, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""
-        alg, before = self.alg, self.parallel.single(now.state.skipped)
-        skipped = int(before)
+        alg, before = self.alg, int(self.parallel.single(now.state.skipped))
         if alg.update.reset_optimizer:
-            fresh = self.parallel.replicate(
-                self.optimizer.init(self.parallel.single(now.state.params)))
+            fresh = self.optimizer.init(self.parallel.single(now.state.params))
+            fresh = reset(now.state.opt_state, self.parallel.replicate(fresh))
             now.state = dataclasses.replace(now.state, opt_state=fresh)
         prepared, first, total = None, None, None
         for epoch in range(alg.update.epochs):
@@ -266,7 +286,12 @@ class Run:
                 total = info if total is None else merge_info(total, info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches
-        self._check_skipped(now, after - skipped == steps_taken)
+        now.barren = now.barren + 1 if after - before == steps_taken else 0
+        if now.barren == MAX_SKIPPED:
+            raise PoloptError(
+                f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
+                f"move: stopped in step {now.step + 1}; checkpoints are in "
+                f"{self.record.checkpoints}")
         return {**_metrics(total, first), "update/skipped": after}
 
     def _prepare(self, now: Progress, trajectories: Trajectories, step_of: np.ndarray) -> Any:
@@ -278,17 +303,9 @@ class Run:
             now.state = dataclasses.replace(now.state, memory=self.parallel.replicate(memory))
         return prepared
 
-    def _check_skipped(self, now: Progress, all_skipped: bool) -> None:
-        self.barren = self.barren + 1 if all_skipped else 0
-        if self.barren == MAX_SKIPPED:
-            raise PoloptError(
-                f"{MAX_SKIPPED} steps in a row had no finite gradient; stopped after step "
-                f"{now.step}. The last good checkpoint is in {self.record.checkpoints}")
-
-    barren = 0
-
-    def _count(self, now: Progress) -> int:
-        return int(self.parallel.single(now.state.step))
+    def _applied(self, now: Progress) -> int:
+        """Optimiser steps that moved the parameters: what the schedule counts."""
+        return int(self.parallel.single(now.state.step - now.state.skipped))
 
     # ------------------------------------------------------------ checkpoints
 
@@ -309,14 +326,17 @@ class Run:
         if found is None:
             return Progress(self.parallel.replicate(start), Cursor())
         step, state, counters = found
-        state = jax.tree.map(jax.numpy.asarray, state)
-        return Progress(self.parallel.replicate(state), Cursor(**counters["cursor"]), step,
-                        counters["first"], counters["last"])
+        # Copied: the state is donated, and JAX may not own memory that NumPy allocated.
+        state = self.parallel.replicate(jax.tree.map(jax.numpy.array, state))
+        cursor = Cursor(**counters.pop("cursor"))
+        return Progress(state=state, cursor=cursor, step=step, saved=step, **counters)
 
     def _save(self, now: Progress) -> None:
         state = jax.device_get(self.parallel.single(now.state))
-        counters = {"cursor": dataclasses.asdict(now.cursor), "first": now.first, "last": now.last}
+        counters = {"cursor": dataclasses.asdict(now.cursor), "barren": now.barren,
+                    "first": now.first, "last": now.last}
         checkpoint.save(self.record.checkpoints, now.step, state, counters)
+        now.saved = now.step
 
     def _path(self, step: int) -> Path:
         return checkpoint.path_of(self.record.checkpoints, step)

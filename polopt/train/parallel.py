@@ -84,8 +84,11 @@ class Parallel:
 
 @functools.lru_cache(maxsize=8)
 def _copier(devices: tuple[jax.Device, ...]) -> Callable:
-    """One for each set of devices: a new one would compile again at every call."""
-    return jax.pmap(lambda x, _: x, in_axes=(None, 0), devices=devices)
+    """One for each set of devices: a new one would compile again at every call.
+
+    The axis has the name that it has elsewhere: it is part of the type of what comes out.
+    """
+    return jax.pmap(lambda x, _: x, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
 
 def choose(kind: str, devices: int | None) -> Parallel:

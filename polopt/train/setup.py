@@ -19,6 +19,7 @@ from polopt.compose import Algorithm, pieces
 from polopt.errors import PoloptError, UsageError, did_you_mean
 from polopt.models import LanguageModel, base
 from polopt.models.tokenizer import Tokenizer
+from polopt.rollout.draw import Decoding
 from polopt.tasks import Task, load_task
 from polopt.train import checkpoint
 from polopt.train.config import SampleConfig, TrainConfig, read_config
@@ -40,20 +41,31 @@ class Policy:
 def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> Algorithm:
     """The method at the size of this run.
 
-    Groups have at most 8 members, a batch at most 4 epochs of at most 4 optimiser steps. A factory
-    that takes `max_length` gets the run's `max_new_tokens`, and its `cache` a fifth of that, as in
-    DAPO's paper (4,096 of 20,480). `config.set` comes last.
+    Groups have at most 8 members, a batch at most 4 epochs of at most 4 optimiser steps, and no
+    more steps than groups. A factory that takes `max_length` gets the run's `max_new_tokens`, and
+    its `cache` a fifth of that, as in DAPO's paper (4,096 of 20,480). `config.set` comes last.
+
+    Raises:
+      UsageError: `config.set` names nothing, or `config.minibatches` is more than the groups.
     """
     alg = method if isinstance(method, Algorithm) else _build(method, config.max_new_tokens)
     update, sampling = alg.update, alg.sampling
+    group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
+    prompts = _prompts(config, group)
+    if (config.minibatches or 1) > prompts:
+        raise UsageError(f"minibatches={config.minibatches} is more than the {prompts} groups of "
+                         "a rollout: groups lie whole within an optimiser step")
     update = dataclasses.replace(
         update,
         epochs=config.epochs or min(update.epochs, MOST_EPOCHS),
-        minibatches=config.minibatches or min(update.minibatches, MOST_MINIBATCHES),
+        minibatches=config.minibatches or min(update.minibatches, MOST_MINIBATCHES, prompts),
     )
-    group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
     sampling = dataclasses.replace(sampling, group_size=group)
     return with_hyper(alg.replace(update=update, sampling=sampling), config.hyper)
+
+
+def _prompts(config: TrainConfig, group_size: int) -> int:
+    return config.prompts or max(ROWS // group_size, 1)
 
 
 def _build(factory: Callable[..., Algorithm], max_new_tokens: int) -> Algorithm:
@@ -70,7 +82,7 @@ def with_hyper(alg: Algorithm, values: Mapping[str, float]) -> Algorithm:
     """The algorithm with numbers replaced by dotted name: `{"clip.low": 0.1}`.
 
     Raises:
-      UsageError: no link or no number of that name.
+      UsageError: no link or no number of that name, or a fraction where a whole number belongs.
     """
     links: dict[str, Transform] = {path.split("/")[-1]: t for path, t in pieces(alg)}
     links["aggregate"] = alg.aggregate
@@ -83,6 +95,8 @@ def with_hyper(alg: Algorithm, values: Mapping[str, float]) -> Algorithm:
         if name in old.hyper._fields:
             new = dataclasses.replace(old, hyper=old.hyper._replace(**{name: float(value)}))
         elif type(dict(old.options).get(name)) is int:
+            if not float(value).is_integer():
+                raise UsageError(f"set: {dotted} is a whole number, not {value}")
             options = tuple((k, int(value) if k == name else v) for k, v in old.options)
             new = dataclasses.replace(old, options=options)
         else:
@@ -97,7 +111,7 @@ def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
     """The configuration with everything filled in that the method decides."""
     group = alg.sampling.group_size
     return dataclasses.replace(
-        config, group_size=group, prompts=config.prompts or max(ROWS // group, 1),
+        config, group_size=group, prompts=_prompts(config, group),
         epochs=alg.update.epochs, minibatches=alg.update.minibatches, run=str(config.folder),
     )
 
@@ -107,6 +121,13 @@ def task_of(config: TrainConfig | SampleConfig) -> Task:
     problems = config.eval_problems if isinstance(config, TrainConfig) else config.problems
     return load_task(config.task or "chain_sum", task_args=config.task_args, data=config.data,
                      reward=config.reward, held_out=problems, seed=config.seed)
+
+
+def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:
+    """How a configuration says that tokens are drawn; at temperature 0 the likeliest is taken."""
+    return Decoding(
+        temperature=config.temperature or 1.0, greedy=config.temperature == 0,
+        top_k=config.top_k or 0, top_p=config.top_p or 1.0, min_p=config.min_p or 0.0)
 
 
 def load_policy(name: str) -> Policy:
@@ -139,7 +160,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Sc
     Args:
       total_steps: optimiser steps of the whole run.
     """
-    peak, warmup = config.learning_rate, min(config.warmup, total_steps)
+    peak, warmup = config.learning_rate, config.warmup
     after = max(total_steps - warmup, 1)
     tails = {
         "constant": optax.constant_schedule(peak),
@@ -154,6 +175,14 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Sc
         optax.adamw(schedule, weight_decay=config.weight_decay),
     )
     return optimizer, schedule
+
+
+def reset(old: Any, fresh: Any) -> Any:
+    """The fresh optimiser state, with the learning rate where it stands in its schedule."""
+    def is_schedule(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda a, b: a if is_schedule(a) else b, old, fresh, is_leaf=is_schedule)
 
 
 def versions() -> dict[str, str]:

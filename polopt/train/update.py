@@ -198,7 +198,7 @@ def apply_gradient(
     state: TrainState, grads: Params, info: Info,
 ) -> tuple[TrainState, Info]:
     """Step the optimiser, or leave everything as it was if the gradient is not finite."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = optax.apply_updates(state.params, updates)
@@ -207,7 +207,7 @@ def apply_gradient(
     def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-    change = jnp.where(finite, optax.global_norm(updates) / optax.global_norm(state.params), 0)
+    change = jnp.where(finite, optax.tree.norm(updates) / optax.tree.norm(state.params), 0)
     info = {**info, "update/grad_norm": _one(norm), "update/param_change": _one(change)}
     return TrainState(
         params=choose(stepped, state.params), opt_state=choose(opt_state, state.opt_state),

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from polopt.build import earned_at, turns
 from polopt.testing import degenerate, masks, on_policy, partition, random_trajectories
+from polopt.types import Trajectories
 
 from .table import FACTORIES
 from .toys import regression
@@ -18,39 +19,37 @@ METHODS = {**{key: FACTORIES[key] for key in ("grpo", "dapo", "gspo", "ppo", "re
            "regression": regression}
 
 
-@st.composite
-def structures(draw):
-    """A batch whose structure is drawn: lengths, holes, groups, scores. Row 0 may be padding too."""
-    length = np.array(draw(st.lists(st.integers(0, T), min_size=N, max_size=N)), np.int32)
-    prompt = np.array([draw(st.integers(0, n)) for n in length], np.int32)
-    bits = draw(st.lists(st.integers(0, 2**T - 1), min_size=N, max_size=N))
-    groups = draw(st.lists(st.integers(0, N - 1), min_size=N, max_size=N))
-    scored = np.array(draw(st.lists(st.booleans(), min_size=N, max_size=N)))
-    levels = draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=N, max_size=N))
-    at = np.arange(T)
-    mask = np.array([[bool(b >> t & 1) for t in at] for b in bits])
+ROW = st.tuples(  # length, prompt (of length), mask bits, group, scored, outcome
+    st.integers(0, T), st.integers(0, T), st.integers(0, 2**T - 1), st.integers(0, N - 1),
+    st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+
+
+def built(rows: list[tuple], seed: int) -> Trajectories:
+    """A batch of that structure; any row may be padding, and any row without an action."""
+    length, prompt, bits, group, scored, outcome = map(np.array, zip(*rows, strict=True))
+    prompt = np.minimum(prompt, length)
+    at = np.arange(T)[None]
+    mask = (bits[:, None] >> at & 1).astype(bool)
     mask &= (at >= prompt[:, None]) & (at < length[:, None])
     real = length > 0
     reward = np.zeros((N, T), np.float32)
-    reward[np.arange(N), earned_at(mask, prompt)] = np.where(real, levels, 0)
-    ids = np.where(real, groups, -1).astype(np.int32)
-    drawn = random_trajectories(draw(st.integers(0, 99)))
+    reward[np.arange(N), earned_at(mask, prompt)] = np.where(real, outcome, 0)
+    ids = np.where(real, group, -1).astype(np.int32)
     return dataclasses.replace(
-        drawn, length=length, prompt_length=prompt, action_mask=mask, turn=turns(mask), group=ids,
-        prompt=ids, episode=np.where(real, np.arange(N), -1).astype(np.int32),
-        reward_parts={"outcome": reward, "process": 0 * reward}, scored=scored & real)
+        random_trajectories(seed), length=length.astype(np.int32), action_mask=mask,
+        prompt_length=prompt.astype(np.int32), turn=turns(mask), group=ids, prompt=ids,
+        episode=np.where(real, np.arange(N), -1).astype(np.int32), scored=scored & real,
+        reward_parts={"outcome": reward, "process": 0 * reward})
 
 
 @pytest.mark.parametrize("key", METHODS)
-@settings(max_examples=25)
-@given(batch=structures(), seed=st.integers(0, 9))
-def test_any_structure(key, batch, seed):
-    method = METHODS[key]()
-    partition(method, seed=seed, trajectories=columns_of(key, batch))
-    masks(method, seed=seed, trajectories=columns_of(key, batch))
-    degenerate(method, seed=seed, trajectories=columns_of(key, batch))
-    if key != "regression":
-        on_policy(method, seed=seed, trajectories=columns_of(key, batch))
+@settings(max_examples=20, phases=(Phase.explicit, Phase.generate))
+@given(rows=st.lists(ROW, min_size=N, max_size=N), seed=st.integers(0, 99))
+def test_any_structure(key, rows, seed):
+    batch = columns_of(key, built(rows, seed))
+    laws = [partition, masks, degenerate, *([] if key == "regression" else [on_policy])]
+    for law in laws:
+        law(METHODS[key](), seed=seed, trajectories=batch)
 
 
 NEEDED = {"grpo": ("logp_old", "logp_ref"), "ppo": ("logp_old", "logp_ref", "value"),
