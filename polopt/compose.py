@@ -77,10 +77,12 @@ class Algorithm:
         if not isinstance(self.trajectory, Chain) and isinstance(self.trajectory, Link):
             object.__setattr__(self, "trajectory", chain(self.trajectory))
         if check_order(self.reward, "reward", "reward") == "reward":
-            raise PoloptError("the reward side ends without a return: add outcome_return() or gae()")
+            raise PoloptError("the reward side ends without a return: add outcome_return() or "
+                              "gae()")
         check_order(self.trajectory, "trajectory", "logp")
         if not terms(self):
-            raise PoloptError("the trajectory side has no objective: add clip() or policy_gradient()")
+            raise PoloptError("the trajectory side has no objective: add clip() or "
+                              "policy_gradient()")
 
     def replace(self, **changes: Any) -> Algorithm:
         """A copy with fields or links replaced: `grpo().replace(clip=clip(0.2, 0.28))`.

@@ -31,14 +31,18 @@ def objectives(*links, log_ratio, credit, columns=None, outputs=None):
     said = {name: np.stack([np.zeros_like(old), v], axis=1).astype(np.float32)
             for name, v in {"logp": old + log_ratio, **(outputs or {})}.items()}
     given = PolicyOutputs(logp=said.pop("logp"), columns=said)
+    (by_output, by_weight), info = _gradients(alg, batch, given)
+    gradients = {"logp": by_output.logp, **by_output.columns}
+    return ({name: -np.asarray(x)[:, 1] for name, x in by_weight.items()},
+            {name: np.asarray(x)[:, 1] for name, x in gradients.items()}, info)
+
+
+@jax.jit
+def _gradients(alg, batch, given):
     prepared, _ = prepare(alg, batch)
 
     def total(given, weights):
         rows = dataclasses.replace(prepared.rows, weights=weights)
         return loss(alg, given, dataclasses.replace(prepared, rows=rows))
 
-    (by_output, by_weight), info = jax.grad(total, argnums=(0, 1), has_aux=True)(
-        given, prepared.rows.weights)
-    gradients = {"logp": by_output.logp, **by_output.columns}
-    return ({name: -np.asarray(x)[:, 1] for name, x in by_weight.items()},
-            {name: np.asarray(x)[:, 1] for name, x in gradients.items()}, info)
+    return jax.grad(total, argnums=(0, 1), has_aux=True)(given, prepared.rows.weights)

@@ -31,7 +31,7 @@ def test_safe_exp_is_exp_below_its_limit_and_flat_beyond():
     near(safe_exp(x), np.exp(np.clip(np.asarray(x, np.float64), -20, 20)))
     slope = jax.vmap(jax.grad(safe_exp))(x)
     near(slope, [0, np.exp(-19), 1, np.e, np.exp(19), 0])
-    assert safe_exp(jnp.float32(15.0), SEQUENCE_LIMIT) == np.exp(np.float32(10))
+    near(safe_exp(jnp.float32(15.0), SEQUENCE_LIMIT), np.exp(10))
 
 
 def test_masked_sums_never_read_outside():
@@ -46,7 +46,8 @@ def test_masked_sums_never_read_outside():
 def test_a_yes_or_no_is_counted_and_not_saturated():
     mask = np.ones((2, 3), bool)
     info = token_info(mask & [[True, True, False]], mask)
-    assert (float(info.sum), float(info.weight), float(info.value())) == (4, 6, pytest.approx(2 / 3))
+    assert (float(info.sum), float(info.weight)) == (4, 6)
+    assert float(info.value()) == pytest.approx(2 / 3)
     assert info.weight.dtype == jnp.float32
 
 

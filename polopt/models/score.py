@@ -80,15 +80,17 @@ def score(
     """
     columns = tuple(by_name(w) if isinstance(w, str) else w for w in want if w != "value")
     _check(models, columns, want)
-    N, T = trajectories.tokens.shape
-    before_end = jnp.arange(T)[None, :] < trajectories.length[:, None]
-    scored = (trajectories.action_mask & before_end).at[:, 0].set(False)
+    tokens = jnp.asarray(trajectories.tokens)
+    N, T = tokens.shape
+    inside = jnp.arange(T)[None, :] < trajectories.length[:, None]
+    scored = (trajectories.action_mask & inside).at[:, 0].set(False)
     out = {}
     if columns:
-        out = _score_language(models, trajectories, scored, columns, chunk, shards)
+        temperature = jnp.asarray(trajectories.temperature)
+        out = _score_language(models, (scored, tokens, temperature), columns, chunk, shards)
     if "value" in want:
         module, params = models["critic"]
-        out["value"] = jnp.where(scored, module.value(params, trajectories.tokens), 0)
+        out["value"] = jnp.where(scored, module.value(params, tokens), 0)
     return PolicyOutputs(logp=cast(Array, out.pop("logp", None)), columns=out)
 
 
@@ -112,17 +114,17 @@ def _check(
 
 def _score_language(
     models: Mapping[str, tuple[Any, Any]],
-    trajectories: Trajectories,
-    scored: Array,
+    asked: tuple[Array, Array, Array],
     columns: tuple[Column, ...],
     chunk: int | None,
     shards: int,
 ) -> dict[str, Any]:
-    N, T = scored.shape
+    """The columns of `asked = (scored bool[N,T], tokens i32[N,T], temperature f32[N])`."""
+    N, T = asked[0].shape
     if shards < 1 or N % shards:
         raise PoloptError(f"score: shards is {shards}; give a divisor of the {N} rows")
     needed = dict.fromkeys(model for column in columns for model in column.models)
-    heads = {name: _head(name, *models[name], trajectories.tokens) for name in needed}
+    heads = {name: _head(name, *models[name], asked[1]) for name in needed}
     sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
     if len(set(sizes.values())) > 1:
         raise PoloptError(f"score: models must share a vocabulary; their sizes are {sizes}")
@@ -145,7 +147,7 @@ def _score_language(
         return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
 
     hidden = {name: head.hidden for name, head in heads.items()}
-    rows = (hidden, scored, trajectories.tokens, trajectories.temperature)
+    rows = (hidden, *asked)
     if shards == 1:
         return block(*rows)
     rows = jax.tree.map(lambda leaf: leaf.reshape(shards, N // shards, *leaf.shape[1:]), rows)
@@ -156,6 +158,7 @@ def _head(name: str, module: Any, params: Any, tokens: Array) -> Head:
     """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is the policy."""
     if name != "policy":
         params = jax.lax.stop_gradient(params)
-    unembedding = module.unembedding(params)
+    hidden = jnp.asarray(module.hidden(params, tokens))
+    unembedding = jnp.asarray(module.unembedding(params))
     dtype = jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype))
-    return Head(hidden=module.hidden(params, tokens), unembedding=unembedding, dtype=dtype)
+    return Head(hidden=hidden, unembedding=unembedding, dtype=dtype)

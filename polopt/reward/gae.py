@@ -29,7 +29,9 @@ def generalised_advantage(
       `[N,T]`; entries outside the mask are meaningless.
     """
 
-    def step(carry: tuple[Array, Array], column: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+    def step(
+        carry: tuple[Array, Array], column: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], Array]:
         next_value, next_advantage = carry
         r, v, counted = column
         advantage = r + gamma * next_value - v + gamma * lam * next_advantage

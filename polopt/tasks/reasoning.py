@@ -10,8 +10,11 @@ problem whose text is in the held-out set is therefore replaced by one at anothe
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
+import io
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,16 +90,20 @@ class _Source:
         self._chunk(0)  # a configuration that the family refuses is refused now
 
     def entry(self, address: int) -> dict[str, Any]:
-        return self._chunk(address // _CHUNK)[address % _CHUNK]
+        family = self._chunk(address // _CHUNK)
+        with contextlib.redirect_stdout(io.StringIO()):  # one family prints while it draws
+            return family[address % _CHUNK]
 
     def score(self, answer: str, entry: Mapping[str, Any]) -> float:
         return float(self._chunk(0).score_answer(answer, entry))
 
     def _make(self, chunk: int) -> Any:
         try:
-            return _library().create_dataset(
-                self.family, seed=chunk * _CHUNK, size=_CHUNK, **self._config
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # one family leaves a file open
+                return _library().create_dataset(
+                    self.family, seed=chunk * _CHUNK, size=_CHUNK, **self._config
+                )
         except (AssertionError, TypeError, ValueError, AttributeError, KeyError) as error:
             given = ", ".join(f"{key}={value!r}" for key, value in self._config.items())
             raise PoloptError(
@@ -216,8 +223,6 @@ def _mixture(config: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _library() -> Any:
-    import warnings
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a dependency compares strings with `is`

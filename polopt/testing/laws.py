@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from polopt.compose import Algorithm, coupling, needs, pieces, wants
@@ -20,6 +19,8 @@ from polopt.testing.draw import (
     random_trajectories,
     take_rows,
 )
+from polopt.testing.pieces import piece_invariances
+from polopt.testing.plant import DEGENERATE, bfloat16, plant
 from polopt.testing.probe import (
     TRACES,
     Case,
@@ -28,7 +29,6 @@ from polopt.testing.probe import (
     measure_lanes,
     measure_split,
 )
-from polopt.testing.pieces import piece_invariances
 from polopt.testing.verdict import LawBroken, agree, require
 from polopt.transform import Chain, chain
 from polopt.types import PolicyOutputs, Trajectories
@@ -180,7 +180,7 @@ def on_policy(
 def masks(method: Make, *, seed: int = 0, trajectories: Trajectories | None = None) -> None:
     """Law 3: outside the action mask the gradient is exactly zero, and a NaN changes nothing."""
     case = _case(method, seed, trajectories)
-    planted = [_plant(case, value) for value in (np.nan, np.inf, -np.inf, 1e30)]
+    planted = [plant(case, value) for value in (np.nan, np.inf, -np.inf, 1e30)]
     clean, *dirty = measure_lanes([case, *planted])
     outside = ~np.asarray(case.trajectories.action_mask)
     for name, gradient, _ in _columns(clean.gradient, clean.gradient):
@@ -193,29 +193,6 @@ def masks(method: Make, *, seed: int = 0, trajectories: Trajectories | None = No
                                 strict=True):
             what = f"{value} planted outside the action mask changes {_spell(path)}: it"
             agree("masks", case.alg, what, a, b, 1e-7)
-
-
-def _plant(case: Case, value: float) -> Case:
-    """`value` at every float that no method may read."""
-    batch = case.trajectories
-    mask = np.asarray(batch.action_mask)
-    earned = mask | ~mask.any(axis=1, keepdims=True)  # a row without actions is paid at its prompt
-    earned &= (np.arange(mask.shape[1]) < batch.length[:, None]) & batch.scored[:, None]
-
-    def plant(x: np.ndarray, inside: np.ndarray = mask) -> np.ndarray:
-        x = np.asarray(x)
-        if not np.issubdtype(x.dtype, np.floating):
-            return x
-        if x.ndim == 1:
-            return np.where(batch.length > 0, x, np.float32(value))
-        return np.where(inside.reshape(inside.shape + (1,) * (x.ndim - 2)), x, np.float32(value))
-
-    parts = {name: plant(x, earned) for name, x in batch.reward_parts.items()}
-    columns = jax.tree.map(plant, batch.columns)
-    batch = dataclasses.replace(
-        batch, reward_parts=parts, columns=columns, logp_sampler=plant(batch.logp_sampler),
-        log_keep=plant(batch.log_keep), temperature=plant(batch.temperature))
-    return dataclasses.replace(case, trajectories=batch, outputs=jax.tree.map(plant, case.outputs))
 
 
 # ---------------------------------------------------------------- law 4
@@ -236,7 +213,7 @@ def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None
     """Law 5: a batch without information is finite, and zero where there is nothing to learn."""
     case = _case(method, seed, trajectories)
     cases = {name: dataclasses.replace(case, trajectories=change(case.trajectories))
-             for name, change in _DEGENERATE.items()}
+             for name, change in DEGENERATE.items()}
     for name, out in zip(cases, measure_lanes(list(cases.values())), strict=True):
         batch = cases[name].trajectories
         _finite("degenerate", case.alg, name, out)
@@ -246,44 +223,6 @@ def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None
         if not np.any(batch.action_mask):
             zero = not any(np.any(x) for x in (out.loss, *jax.tree.leaves(out.gradient)))
             require("degenerate", case.alg, zero, f"{name}: loss or gradient is not zero")
-
-
-def _with_rewards(batch: Trajectories, value: float) -> Trajectories:
-    """Every row earns `value`, at its last action."""
-    mask = np.asarray(batch.action_mask)
-    last = mask & (np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
-    parts = {name: np.float32(value) * last for name in batch.reward_parts}
-    return dataclasses.replace(batch, reward_parts=parts)
-
-
-def _without_actions(batch: Trajectories, keep: np.ndarray) -> Trajectories:
-    mask = batch.action_mask & keep
-    return dataclasses.replace(batch, action_mask=mask, turn=np.where(mask, batch.turn, -1))
-
-
-def _only_padding(batch: Trajectories) -> Trajectories:
-    zero, none = np.zeros_like(batch.length), np.full_like(batch.group, -1)
-    made = _without_actions(batch, np.zeros_like(batch.action_mask))
-    return dataclasses.replace(made, length=zero, prompt_length=zero, group=none, episode=none)
-
-
-def _alone(batch: Trajectories) -> Trajectories:
-    own = np.where(batch.group < 0, -1, np.arange(len(batch.group), dtype=np.int32))
-    return dataclasses.replace(batch, group=own, episode=own)
-
-
-_DEGENERATE: dict[str, Callable[[Trajectories], Trajectories]] = {
-    "all rewards equal": lambda b: _with_rewards(b, 0.7),
-    "all rewards zero": lambda b: _with_rewards(b, 0.0),
-    "rewards of 1e15": lambda b: dataclasses.replace(
-        b, reward_parts={k: v * np.float32(1e15) for k, v in b.reward_parts.items()}),
-    "groups of one": _alone,
-    "everything masked": lambda b: _without_actions(b, np.zeros_like(b.action_mask)),
-    "one token": lambda b: _without_actions(
-        b, np.cumsum(b.action_mask).reshape(b.action_mask.shape) == 1),
-    "nothing scored": lambda b: dataclasses.replace(b, scored=np.zeros_like(b.scored)),
-    "only padding": _only_padding,
-}
 
 
 # ---------------------------------------------------------------- law 6
@@ -299,25 +238,13 @@ def extremes(method: Make, *, seed: int = 0, trajectories: Trajectories | None =
              for s in shifts.values()]
     for name, out in zip(shifts, measure_lanes(cases), strict=True):
         _finite("extremes", case.alg, f"log-ratios of {name}", out)
-    half = _bfloat16(cases[2])
+    half = bfloat16(cases[2])
     before = jax.tree.map(np.array, half)
     _finite("extremes", case.alg, "bfloat16 inputs", jax.tree.map(np.asarray, measure(half)))
     changed = [_spell(path) for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(half), strict=True)
         if not np.array_equal(a, b)]
     require("extremes", case.alg, not changed, f"inputs were changed in place: {changed}")
-
-
-def _bfloat16(case: Case) -> Case:
-    def half(x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)
-        return x.astype(jnp.bfloat16) if np.issubdtype(x.dtype, np.floating) else x
-
-    batch = dataclasses.replace(
-        case.trajectories, columns=jax.tree.map(half, case.trajectories.columns),
-        logp_sampler=half(case.trajectories.logp_sampler),
-        log_keep=half(case.trajectories.log_keep))
-    return dataclasses.replace(case, trajectories=batch, outputs=jax.tree.map(half, case.outputs))
 
 
 def _finite(law: str, alg: Algorithm, name: str, out: Outcome) -> None:

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def measure_lanes(cases: Sequence[Case]) -> list[Outcome]:
     filled = [*cases, *[cases[0]] * (LANES - len(cases))]
     stacked = jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *filled)
     out = jax.tree.map(np.asarray, _lanes(stacked))
-    return [jax.tree.map(lambda x: x[i], out) for i in range(len(cases))]
+    return _unstacked(out, len(cases))
 
 
 def measure_split(case: Case, slices: Array) -> Outcome:
@@ -76,9 +77,14 @@ def measure_split(case: Case, slices: Array) -> Outcome:
         filled up with a padding row of the batch.
     """
     credit, weight, total, infos, gradient = jax.tree.map(np.asarray, _split(case, slices))
-    parts = [jax.tree.map(lambda x: x[s], infos) for s in range(len(slices))]
-    info = jax.tree.map(np.asarray, functools.reduce(merge_info, parts))
-    return Outcome(credit=credit, weight=weight, loss=total, info=info, gradient=gradient)
+    info = functools.reduce(merge_info, _unstacked(infos, len(slices)))
+    return Outcome(credit=credit, weight=weight, loss=total, gradient=gradient,
+                   info=jax.tree.map(np.asarray, info))
+
+
+def _unstacked(tree: Any, n: int) -> list[Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten([leaf[i] for leaf in leaves]) for i in range(n)]
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import numpy as np
 from polopt.compose import Algorithm
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
     """A law does not hold.
 
     Attributes:

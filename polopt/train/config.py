@@ -38,7 +38,7 @@ class TrainConfig:
     model: str = "base"
     """The model to start from: base (ships with polopt) or the folder of a run."""
 
-    steps: int = 100
+    steps: int = 40
     """Training steps; each is a rollout followed by its update."""
     prompts: int | None = None
     """Prompts per rollout (None: so many that a rollout has 256 completions)."""
@@ -51,7 +51,7 @@ class TrainConfig:
     micro_batch: int | None = None
     """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup: int = 5
     """Optimiser steps over which the learning rate rises from 0."""
@@ -62,7 +62,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped."""
 
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     """Longest completion, in tokens; longer ones are cut and counted as truncated."""
     temperature: float = 1.0
     """Sampling temperature of the rollouts."""
@@ -73,11 +73,11 @@ class TrainConfig:
     min_p: float | None = None
     """Drop tokens below this share of the likeliest token's probability."""
 
-    eval_every: int = 20
+    eval_every: int = 10
     """Steps between held-out evaluations (0: only before and after)."""
     eval_problems: int = 256
     """Held-out problems per evaluation (0: none)."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = 20
     """Steps between checkpoints (0: only at the end)."""
 
     devices: int | None = None

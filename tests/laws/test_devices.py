@@ -40,6 +40,7 @@ def outputs_of(params, inputs):
     return PolicyOutputs(logp=logp[..., 0], columns=others)
 
 
+@jax.jit
 def gradients(alg, params, inputs, prepared):
     """Of the loss with respect to logp, and pulled through the model."""
     outputs, pull = jax.vjp(lambda p: outputs_of(p, inputs), params)

@@ -1,0 +1,68 @@
+"""The two forms of running: which is chosen, and what replication and dealing do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polopt.errors import PoloptError
+from polopt.train.parallel import Parallel, choose
+from train import toy
+
+
+@pytest.mark.parametrize(("kind", "devices", "expected"), [
+    ("auto", None, Parallel(8, True)), ("auto", 1, Parallel(1, False)),
+    ("auto", 2, Parallel(2, True)), ("jit", None, Parallel(1, False)),
+    ("jit", 1, Parallel(1, False)), ("pmap", None, Parallel(8, True)),
+    ("pmap", 1, Parallel(1, True)),
+])
+def test_the_form_that_is_chosen_on_a_host_with_eight_devices(kind, devices, expected):
+    assert choose(kind, devices) == expected
+    assert (choose(kind, devices).axis is None) == (not expected.pmap)
+
+
+@pytest.mark.parametrize(("kind", "devices", "message"), [
+    ("pmap", 9, "devices=9, but this host has 8"), ("jit", 2, "jit runs on one device, not 2"),
+])
+def test_what_cannot_be_had_is_refused(kind, devices, message):
+    with pytest.raises(PoloptError, match=message):
+        choose(kind, devices)
+
+
+def double(params, shared, rows, more):
+    return {"sum": rows * params["scale"] + shared + more.sum(1), "same": more}
+
+
+def test_rows_are_dealt_in_order_and_come_back_so():
+    params = {"scale": jnp.float32(3)}
+    rows, more = np.arange(8, dtype=np.float32), np.arange(16, dtype=np.float32).reshape(8, 2)
+    expected = {"sum": rows * 3 + 5 + more.sum(1), "same": more}
+    for form in (Parallel(), Parallel(1, True), Parallel(4, True)):
+        made = form.rows(double, dealt=2)
+        out = made(form.replicate(params), np.float32(5), rows, more)
+        toy.assert_same_tree(jax.device_get(out), expected)
+
+
+def test_what_is_replicated_is_on_every_device_and_costs_no_second_compilation():
+    tree = {"a": jnp.arange(3.0), "key": jax.random.key(3)}
+    form = Parallel(3, True)
+    spread = form.replicate(tree)
+    assert spread["a"].shape == (3, 3)
+    assert spread["a"].sharding.device_set == set(jax.local_devices()[:3])
+    np.testing.assert_array_equal(form.single(spread)["a"], tree["a"])
+    assert form.single(spread)["key"] == tree["key"]
+    with toy.compilations() as count:
+        Parallel(3, True).replicate(jax.tree.map(lambda x: x, tree))
+        assert count() == 0
+
+
+def test_a_step_sums_over_devices_and_donates_its_state():
+    def update(state, trajectories, prepared, rows):
+        return state + jax.lax.psum(rows.sum(), "data") + trajectories, prepared
+
+    form = Parallel(4, True)
+    state = form.replicate(jnp.float32(1))
+    after, info = form.step(update)(state, np.float32(10), np.float32(7), np.arange(8))
+    assert after.tolist() == [39.0] * 4
+    assert info.tolist() == 7
+    assert state.is_deleted()

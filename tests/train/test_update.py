@@ -1,0 +1,250 @@
+"""The pure update: every way of splitting a step is the whole, and a bad gradient moves nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from polopt import chain
+from polopt.algorithms import grpo, gspo, ppo
+from polopt.compose import Algorithm, coupling, init, loss, prepare, wants
+from polopt.models.score import score
+from polopt.numerics import group_mean, masked_sum, row_length, row_mean
+from polopt.reward import group_mean_baseline, outcome_return
+from polopt.testing.draw import random_trajectories, take_rows
+from polopt.train.parallel import Parallel
+from polopt.train.rows import assign_steps, pad_rows, round_up
+from polopt.train.update import init_state, make_scorer, make_update
+from polopt.trajectory import Update, clip, token_ratio
+from polopt.transform import piece
+from polopt.types import Term, info_values
+from train import toy
+
+SEED = 1  # of the deal to steps: the first has 7 rows, ragged groups, and ids up to 9
+
+
+class Recent:
+    """A policy and a critic that see the last two tokens: little to compile."""
+
+    def hidden(self, params, tokens):
+        embedded = params["embed"][tokens]
+        before = jnp.pad(embedded[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        return jnp.tanh(embedded @ params["last"] + before @ params["before"])
+
+    def unembedding(self, params):
+        return params["embed"]
+
+    def value(self, params, tokens):
+        after = self.hidden(params, tokens) @ params["head"]
+        return jnp.pad(after[:, :-1], ((0, 0), (1, 0)))
+
+    def init(self, seed):
+        rng = np.random.default_rng(seed)
+        shapes = {"embed": (50, 8), "last": (8, 8), "before": (8, 8), "head": (8,)}
+        return {name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+                for name, shape in shapes.items()}
+
+
+MODULES = {"policy": Recent(), "critic": Recent()}
+
+
+@piece("trajectory", reads="ratio", writes="policy", term="policy", couples="batch")
+def against_the_batch(surrogate, context):
+    """A token is compared with the mean log-probability of all tokens of the step."""
+    mean = masked_sum(surrogate.logp, context.mask) / jnp.maximum(context.mask.sum(), 1)
+    objective = context.credit * surrogate.ratio * jnp.tanh(surrogate.logp - mean)
+    term = Term(objective=objective, mask=context.mask)
+    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
+
+
+@piece("trajectory", reads="ratio", writes="policy", term="policy", couples="group")
+def against_the_group(surrogate, context):
+    """A row's drift, less its group's mean, is regressed on its credit."""
+    drift = row_mean(surrogate.log_ratio, context.mask)
+    real = (row_length(context.mask) > 0).astype(jnp.float32)
+    centred = drift - group_mean(drift, context.rows.group, real)
+    term = Term(objective=-((centred[:, None] - context.credit) ** 2), mask=context.mask)
+    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
+
+
+def method(objective):
+    return Algorithm(
+        reward=chain(outcome_return(), group_mean_baseline()),
+        trajectory=chain(token_ratio(), objective), update=Update(minibatches=2))
+
+
+def several_steps(alg):
+    return alg.replace(update=Update(minibatches=2))
+
+
+METHODS = {
+    "none": several_steps(grpo()),
+    "sequence": several_steps(gspo().replace(clip=clip(0.5, 0.5))),
+    "critic": several_steps(ppo()),
+    "group": method(against_the_group()),
+    "batch": method(against_the_batch()),
+}
+
+
+def declared(alg, name, couples):
+    """The same method whose piece says that it couples something else."""
+    old = dict(zip(alg.trajectory.names, alg.trajectory.links, strict=True))[name]
+    return alg.replace(**{name: dataclasses.replace(
+        old, card=dataclasses.replace(old.card, couples=couples))})
+
+
+def modules_of(alg):
+    return {name: m for name, m in MODULES.items() if name == "policy" or "value" in wants(alg)}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Parameters, and a ragged batch recorded near them."""
+    params = {"policy": Recent().init(0), "critic": Recent().init(1)}
+    del params["policy"]["head"]
+    batch = random_trajectories(3)
+    scorer = jax.jit(make_scorer(MODULES, ("logp", "value"), micro_batch=7))
+    out = scorer(params, batch, np.arange(14, dtype=np.int32))
+    rng = np.random.default_rng(0)
+
+    def near(x, distance):
+        return np.asarray(x) + distance * rng.normal(size=x.shape).astype(np.float32)
+
+    columns = {"logp_old": near(out["logp"], 0.2), "logp_ref": near(out["logp"], 0.4),
+               "value": near(out["value"], 0.1)}
+    batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, columns=columns))
+    return params, batch, out
+
+
+@functools.cache
+def prepared_step(couples):
+    """A method's prepared batch, and the ragged rows of its first optimiser step."""
+    _, batch, _ = prepared_step.world
+    step_of, steps = assign_steps(batch.group, 2, (SEED,))
+    prepared, _ = jax.jit(functools.partial(prepare, METHODS[couples]))(batch, step_of=step_of)
+    return prepared, steps[0]
+
+
+@functools.cache
+def whole_gradient(couples):
+    """Plain jax.grad of the loss of the step's rows, cut out with NumPy: nothing is padded."""
+    params, batch, _ = prepared_step.world
+    alg, (prepared, rows) = METHODS[couples], prepared_step(couples)
+    cut = take_rows(batch, rows)
+    kept = take_rows(prepared.rows, rows)
+    kept = dataclasses.replace(kept, group=np.unique(kept.group, return_inverse=True)[1])
+
+    def whole(params):
+        models = {name: (module, params[name]) for name, module in modules_of(alg).items()}
+        outputs = score(models, cut, ("logp", *wants(alg)))
+        return loss(alg, outputs, dataclasses.replace(prepared, rows=kept))
+
+    params = {name: params[name] for name in modules_of(alg)}
+    (value, info), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
+    return grads, {**info_values(info), "policy/loss": value}
+
+
+# An optimiser that does nothing but keep the gradient.
+KEEP = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads))
+
+
+def gradient(alg, couples, parallel, micro):
+    params, batch, _ = prepared_step.world
+    prepared, rows = prepared_step(couples)
+    modules = modules_of(alg)
+    state = init_state({name: params[name] for name in modules}, KEEP, init(alg))
+    update = parallel.step(
+        make_update(alg, modules, KEEP, micro_batch=micro, axis=parallel.axis))
+    padded = pad_rows(rows, round_up(len(rows), micro * parallel.devices), len(batch.length))
+    state, info = update(parallel.replicate(state), batch, prepared, padded)
+    for copy in range(parallel.devices if parallel.pmap else 0):
+        toy.assert_same_tree(jax.tree.map(lambda x, copy=copy: x[copy], state.opt_state),
+                             parallel.single(state.opt_state))
+    return parallel.single(state.opt_state), info_values(info)
+
+
+def relative_error(found, expected):
+    """The largest relative error of a leaf, in the Euclidean norm."""
+    error = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), found, expected)
+    return max(float(x) for x in jax.tree.leaves(error))
+
+
+@pytest.fixture(autouse=True)
+def _world(world):
+    prepared_step.world = world
+
+
+@pytest.mark.parametrize(("couples", "devices", "pmap", "micro"), [
+    ("none", 1, False, 3), ("none", 1, True, 8), ("none", 2, True, 2), ("none", 8, True, 1),
+    ("sequence", 2, True, 2), ("critic", 2, True, 2), ("group", 2, True, 2),
+    ("batch", 1, False, 3), ("batch", 8, True, 1),
+])
+def test_every_split_of_a_step_is_the_whole(couples, devices, pmap, micro):
+    alg = METHODS[couples]
+    expected, measured = whole_gradient(couples)
+    found, info = gradient(alg, couples, Parallel(devices, pmap), micro)
+    assert coupling(alg) == ("none" if couples == "critic" else couples)
+    assert relative_error(found, expected) <= 1e-5
+    for name, value in measured.items():
+        np.testing.assert_allclose(info[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_the_cotangent_form_is_the_single_forward_form():
+    alg = declared(METHODS["none"], "clip", "batch")
+    assert coupling(alg) == "batch"
+    found, _ = gradient(alg, "none", Parallel(), 3)
+    assert relative_error(found, whole_gradient("none")[0]) <= 1e-5
+
+
+def test_a_coupled_method_needs_the_cotangent_form():
+    alg = declared(METHODS["batch"], "against_the_batch", "none")
+    found, _ = gradient(alg, "batch", Parallel(), 3)
+    assert relative_error(found, whole_gradient("batch")[0]) > 1e-2
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    """Parameters, optimiser and memory stay as they were, bit for bit; the next step is normal."""
+    params, batch, _ = prepared_step.world
+    alg = method(toy.adaptive_clip())
+    rows = np.arange(14, dtype=np.int32)
+    prepared, _ = jax.jit(functools.partial(prepare, alg))(batch, step_of=np.zeros(14, np.int32))
+    poison = prepared.rows.credit.at[np.flatnonzero(prepared.rows.mask.any(1))[0]].set(jnp.inf)
+    poisoned = dataclasses.replace(
+        prepared, rows=dataclasses.replace(prepared.rows, credit=poison))
+    optimizer = optax.adamw(1e-2)
+    update = Parallel().step(
+        make_update(alg, {"policy": Recent()}, optimizer, micro_batch=7))
+    state = init_state({"policy": params["policy"]}, optimizer, init(alg))
+    state, info = update(state, batch, prepared, rows)
+    before = jax.device_get(state)
+    assert int(before.opt_state[0].count) == 1
+    assert float(info_values(info)["update/param_change"]) > 0
+    state, info = update(state, batch, poisoned, rows)
+    assert (int(state.step), int(state.skipped)) == (2, 1)
+    assert not np.isfinite(info_values(info)["update/grad_norm"])
+    assert float(info_values(info)["update/param_change"]) == 0
+    for part in ("params", "opt_state", "memory"):
+        toy.assert_same_tree(getattr(state, part), getattr(before, part))
+    state, _ = update(state, batch, prepared, rows)
+    assert (int(state.step), int(state.skipped)) == (3, 1)
+    assert int(state.opt_state[0].count) == 2
+    assert int(state.memory["update"]["trajectory/adaptive_clip"]["steps"]) == 2
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before.params)
+    assert all(jax.tree.leaves(moved))
+    assert np.isfinite(jax.tree.leaves(params)[0]).all()  # the caller's own are not donated
+
+
+def test_the_scorer_pads_and_splits_exactly(world):
+    params, batch, whole = world
+    scorer = Parallel(2, True).rows(
+        make_scorer({"policy": Recent()}, ("logp",), micro_batch=3), dealt=1)
+    spread = Parallel(2, True).replicate({"policy": params["policy"]})
+    out = scorer(spread, batch, pad_rows(np.arange(14), 18, 14))
+    np.testing.assert_allclose(out["logp"][:14], whole["logp"], atol=1e-5)
+    assert not np.asarray(out["logp"][14:]).any()
