@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -184,12 +185,12 @@ def prepare(
       trajectories: the batch; recorded columns that the pieces need must be there.
       state: memory from `init`; not needed for methods without memory.
       key: for pieces that draw; addressed by row id and position.
-      step_of: i32[N], the optimiser step each row belongs to; all rows in one step if not given.
+      step_of: i32[N] in [0, N), the optimiser step of each row; one step for all if not given.
 
     Raises:
       PoloptError: a needed column is missing, or memory or a key is.
     """
-    state = state if state is not None else init(alg)
+    state = state if state is not None else {clock: {} for clock in CLOCKS}
     _check_columns(alg, trajectories, step_of)
     trajectories = _clean(trajectories)
     credit, rollout = _reward_side(alg, trajectories, state, key)
@@ -294,7 +295,7 @@ def _extras(path: str, transform: Transform, state: State, key: Array | None) ->
     if takes(transform.fn, "key"):
         if key is None:
             raise PoloptError(f"{transform.name} draws at random: pass key=jax.random.key(seed)")
-        extra["key"] = jax.random.fold_in(key, sum(path.encode()))
+        extra["key"] = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return extra
 
 
@@ -335,8 +336,12 @@ def loss(alg: Algorithm, outputs: PolicyOutputs, prepared: Prepared) -> tuple[Ar
 
     Returns:
       The scalar to minimise, and mergeable measurements.
+
+    Raises:
+      PoloptError: outputs of another shape than the rows, or without a column that a piece wants.
     """
     rows = prepared.rows
+    _check_outputs(alg, outputs, rows.mask.shape)
     outputs = _clean_outputs(outputs, rows.mask)
     zero = jnp.zeros_like(outputs.logp)
     start = Surrogate(logp=outputs.logp, log_ratio=zero, ratio=zero + 1)
@@ -368,6 +373,18 @@ def weighted(term: Term, weights: Array) -> tuple[Array, Array]:
     """Σ weight·objective over the term's mask, and the weight of the slice."""
     counted = term.mask & (weights > 0)
     return jnp.sum(jnp.where(counted, weights * term.objective, 0)), jnp.sum(weights)
+
+
+def _check_outputs(alg: Algorithm, outputs: PolicyOutputs, shape: tuple[int, ...]) -> None:
+    missing = [name for name in wants(alg) if name not in outputs.columns]
+    if missing:
+        users = [t.name for _, t in pieces(alg) if missing[0] in t.card.wants]
+        raise PoloptError(f"{users[0]} reads {missing[0]!r} of the current models: put it into "
+                          "PolicyOutputs.columns")
+    for name, x in {"logp": outputs.logp, **outputs.columns}.items():
+        if x.shape[:2] != shape:
+            raise PoloptError(f"outputs of {name!r} have shape {x.shape}, the rows {shape}: entry "
+                              "[n,t] speaks of tokens[n,t], there are no shifted copies")
 
 
 def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:

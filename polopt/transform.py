@@ -46,6 +46,7 @@ class Card:
     columns: tuple[str, ...] = ()  # options that name a recorded column
     wants: tuple[str, ...] = ()
     couples: str = "none"
+    min_group: int = 1  # smallest group in which the piece gives any credit
     clock: str | None = None
     invariant: tuple[str, ...] = ()
     purpose: str = ""

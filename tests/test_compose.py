@@ -272,11 +272,27 @@ def test_draws_are_addressed_by_identity():
     assert np.any(credit != other)
 
 
-def test_a_piece_with_memory_asks_for_a_state():
-    @polopt.piece("reward", reads="sequence", clock="rollout")
-    def forgetful(credit, trajectories, *, memory):
-        return credit, memory
+def test_two_pieces_draw_apart():
+    """Names of the same letters are different names."""
+    alg = Algorithm(reward=chain(outcome_return(), add(chain(ab=dropout()), chain(ba=dropout()))),
+                    trajectory=TRAJECTORY)
+    batch = random_trajectories(0)
+    credit = np.asarray(polopt.prepare(alg, batch, key=jax.random.key(0))[0].credit)
+    whole = np.asarray(polopt.prepare(algorithms.reinforce(), batch)[0].credit)
+    assert ((whole != 0) & np.isclose(credit, whole)).any()  # kept by one, dropped by the other
 
-    alg = Algorithm(reward=chain(outcome_return(), forgetful()), trajectory=TRAJECTORY)
-    with pytest.raises(PoloptError, match=r"forgetful keeps memory: pass state=polopt.init\(alg\)"):
-        polopt.prepare(alg, one_token_rows(CREDIT))
+
+def test_a_piece_with_memory_asks_for_a_state():
+    with pytest.raises(PoloptError, match="running_baseline keeps memory: pass state=polopt"):
+        polopt.prepare(remembering(), one_token_rows(CREDIT))
+
+
+def test_outputs_that_do_not_fit_are_told():
+    alg = algorithms.a2c()
+    prepared, _ = polopt.prepare(alg, one_token_rows(CREDIT, value=CREDIT))
+    logp = np.zeros((2, 2), np.float32)
+    with pytest.raises(PoloptError, match="entropy_bonus reads 'entropy' of the current models"):
+        polopt.loss(alg, PolicyOutputs(logp=logp, columns={"value": logp}), prepared)
+    shifted = PolicyOutputs(logp=logp[:, 1:], columns={"value": logp, "entropy": logp})
+    with pytest.raises(PoloptError, match=r"outputs of 'logp' have shape \(2, 1\), the rows"):
+        polopt.loss(alg, shifted, prepared)

@@ -45,7 +45,7 @@ def read_arguments(
     config = parse(SampleConfig, argv, command=command, examples=examples, default=default,
                    positional="model")
     if not (Path(config.model) / "config.json").is_file():
-        return dataclasses.replace(config, max_new_tokens=config.max_new_tokens or 48,
+        return dataclasses.replace(config, max_new_tokens=config.max_new_tokens or 32,
                                    task=config.task or "chain_sum")
     trained = read_config(config.model)
     if config.task is None and config.data is None:

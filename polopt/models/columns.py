@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from polopt.errors import PoloptError
-from polopt.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _target_value(z: Array, targets: Array):
 
 def _target_slope(lse: Array, z: Array, targets: Array):
     chosen = jnp.arange(z.shape[-1])[None, :] == targets[:, None]
-    return (chosen - jnp.exp(z - lse),)
+    return (chosen.astype(z.dtype) - jnp.exp(z - lse),)
 
 
 def _shannon_value(z: Array):

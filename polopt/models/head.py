@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from polopt.errors import PoloptError
 from polopt.models.columns import Column
-from polopt.types import Array, record
+from polopt.types import record
 
 Columns = tuple[Column, ...]
 
@@ -296,7 +296,5 @@ def _add_in_blocks(total: Array, change: Array, states: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(total, part, start, 0)
 
     total = lax.fori_loop(0, V // block, step, total)
-    rest = V % block
-    if not rest:
-        return total
-    return total.at[V - rest :].set(_add_product(total[V - rest :], change[:, V - rest :], states))
+    rest = V // block * block
+    return total.at[rest:].set(_add_product(total[rest:], change[:, rest:], states))

@@ -8,11 +8,12 @@ from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from polopt.errors import PoloptError
 from polopt.models.columns import Column, by_name
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
-from polopt.types import Array, PolicyOutputs, Trajectories
+from polopt.types import PolicyOutputs, Trajectories
 
 
 class Language(Protocol):
@@ -81,9 +82,9 @@ def score(
     columns = tuple(by_name(w) if isinstance(w, str) else w for w in want if w != "value")
     _check(models, columns, want)
     tokens = jnp.asarray(trajectories.tokens)
-    N, T = tokens.shape
-    inside = jnp.arange(T)[None, :] < trajectories.length[:, None]
-    scored = (trajectories.action_mask & inside).at[:, 0].set(False)
+    step = jnp.arange(tokens.shape[1])[None, :]
+    inside = (step > 0) & (step < trajectories.length[:, None])
+    scored = jnp.asarray(trajectories.action_mask) & inside
     out = {}
     if columns:
         temperature = jnp.asarray(trajectories.temperature)
@@ -97,7 +98,7 @@ def score(
 def _check(
     models: Mapping[str, Any], columns: Sequence[Column], want: Sequence[str | Column]
 ) -> None:
-    names = [column.name for column in columns] + [w for w in want if w == "value"]
+    names = [column.name for column in columns] + ["value" for w in want if w == "value"]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise PoloptError(f"score: want names {', '.join(repeated)} more than once")

@@ -17,7 +17,7 @@ def _centred(credit: Credit, trajectories: Trajectories) -> Array:
 
 
 @piece("reward", reads="sequence", formula="R_i − mean_g(R)", source="GRPO, 2402.03300, eq. 4",
-       repairs=("no_baseline",), invariant=("shift", "permutation"))
+       repairs=("no_baseline",), invariant=("shift", "permutation"), min_group=2)
 def group_mean_baseline(credit: Credit, trajectories: Trajectories) -> Credit:
     """Compare a return with the mean of its group. A group of one gets credit 0."""
     return dataclasses.replace(credit, sequence=_centred(credit, trajectories))
@@ -25,7 +25,7 @@ def group_mean_baseline(credit: Credit, trajectories: Trajectories) -> Credit:
 
 @piece("reward", reads="sequence", formula="R_i − Σ_{j≠i} R_j / (G−1)",
        source="RLOO, 2402.14740, eq. 8; Kool 2019", repairs=("no_baseline",),
-       invariant=("shift", "permutation"),
+       invariant=("shift", "permutation"), min_group=2,
        differs=("verl's loop leaves a group of one without a baseline; here its credit is 0, as in"
                 " TRL and tunix",))
 def leave_one_out_baseline(credit: Credit, trajectories: Trajectories) -> Credit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from polopt.errors import PoloptError, did_you_mean
 from polopt.numerics import centre, segment_max
 from polopt.reward.returns import episode_return, episode_weight
 from polopt.transform import piece
@@ -17,6 +18,9 @@ def spread(trajectories: Trajectories, part: str | None = None) -> Array:
       part: the reward component to look at; all of them summed if None.
     """
     parts = trajectories.reward_parts
+    if part is not None and part not in parts:
+        raise PoloptError(f"no reward component {part!r}{did_you_mean(part, parts)} "
+                          f"(there are {', '.join(parts)})")
     reward = sum(parts.values()) if part is None else parts[part]
     weight = episode_weight(trajectories)
     centred = centre(episode_return(reward, trajectories), trajectories.group, weight)

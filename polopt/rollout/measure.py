@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from polopt.types import Trajectories, truncated
+from polopt.types import Array, Trajectories, truncated
+
+
+_ROUNDING = 1e-6  # float32 parts of 0.1, 0.2 and 0.7 do not quite make 1
 
 
 def outcome(trajectories: Trajectories) -> np.ndarray:
-    """f32[N]: the recorded reward of each row, all components summed."""
+    """f64[N]: the recorded reward of each row, all components summed."""
     parts = trajectories.reward_parts.values()
-    return sum((np.asarray(part).sum(1) for part in parts), np.zeros(len(trajectories.length)))
+    return sum((_total(part) for part in parts), np.zeros(len(trajectories.length)))
+
+
+def _total(part: Array) -> np.ndarray:
+    """f64[N]: what a component comes to in each row; large rewards do not overflow."""
+    return np.asarray(part).sum(1, dtype=np.float64)
 
 
 def correct(trajectories: Trajectories) -> np.ndarray:
     """bool[N]: the row's `correct` component, or its whole reward if there is none, reaches 1."""
     parts = trajectories.reward_parts
-    judged = np.asarray(parts["correct"]).sum(1) if "correct" in parts else outcome(trajectories)
-    return trajectories.scored & (judged >= 1)
+    judged = _total(parts["correct"]) if "correct" in parts else outcome(trajectories)
+    return trajectories.scored & (judged >= 1 - _ROUNDING)
 
 
 def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
@@ -42,7 +50,7 @@ def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
         "policy/entropy": float(-logp[tokens].mean()) if tokens.any() else 0.0,
     }
     for name, part in trajectories.reward_parts.items():
-        total = np.asarray(part).sum(1)[scored]
+        total = _total(part)[scored]
         metrics[f"reward/part/{name}"] = float(total.mean()) if total.size else 0.0
     return {**metrics, **_groups(trajectories, reward)}
 

@@ -43,7 +43,7 @@ class Limits:
             raise PoloptError(f"Limits.give_up is {self.give_up!r}: give 1 or more")
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """The process had to be killed, or died."""
 
 
@@ -65,12 +65,13 @@ class IsolatedReward:
         self._process = self._start()
 
     def __call__(self, completion: str, example: Example) -> Parts | Abstained:
+        """Score one sample, within the limits."""
         request = _packed(completion, example, self.spec)
         if self._process.poll() is not None:
             self._process = self._start()
         try:
             reply = self._ask(request)
-        except _Killed as error:
+        except _KilledError as error:
             return self._late(str(error), completion, example)
         self._killed = 0
         if "error" in reply:
@@ -95,7 +96,7 @@ class IsolatedReward:
             self._process.stdin.write(request)
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise _Killed("its process died") from error
+            raise _KilledError("its process died") from error
         return _reply(self._process, self.limits.seconds)
 
     def _late(self, why: str, completion: str, example: Example) -> Parts | Abstained:
@@ -124,7 +125,7 @@ class IsolatedReward:
         )
         try:
             ready = _reply(process, _START_SECONDS)
-        except _Killed as error:
+        except _KilledError as error:
             _kill(process)
             raise PoloptError(f"reward function {self.spec} did not load: {error}") from error
         if "error" in ready:
@@ -146,7 +147,7 @@ def _packed(completion: str, example: Example, spec: str) -> bytes:
 
 
 def _reply(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-    """One JSON line from the child, or `_Killed` with the reason."""
+    """One JSON line from the child, or `_KilledError` with the reason."""
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     deadline = time.monotonic() + seconds
@@ -154,13 +155,13 @@ def _reply(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
     while not line.endswith(b"\n"):
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([pipe], [], [], left)[0]:
-            raise _Killed(f"it took longer than {seconds:g} s")
+            raise _KilledError(f"it took longer than {seconds:g} s")
         chunk = os.read(pipe, 65536)
         if not chunk:
-            raise _Killed(f"its process {_ending(process)}")
+            raise _KilledError(f"its process {_ending(process)}")
         line += chunk
         if len(line) > _REPLY_BYTES:
-            raise _Killed(f"its reply is longer than {_REPLY_BYTES} bytes")
+            raise _KilledError(f"its reply is longer than {_REPLY_BYTES} bytes")
     return json.loads(line)
 
 

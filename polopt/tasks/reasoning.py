@@ -209,7 +209,7 @@ def _mixture(config: dict[str, Any]) -> dict[str, Any]:
         raise PoloptError("composite needs datasets=['chain_sum', ...]: the families to mix")
     specs = []
     for item in chosen:
-        spec = {"name": item} if isinstance(item, str) else dict(item)
+        spec: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
         if "name" not in spec or set(spec) - {"name", "weight", "config"}:
             raise PoloptError(
                 f"composite: {item!r} is no part of a mixture; "

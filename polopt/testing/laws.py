@@ -20,7 +20,7 @@ from polopt.testing.draw import (
     take_rows,
 )
 from polopt.testing.pieces import piece_invariances
-from polopt.testing.plant import DEGENERATE, bfloat16, plant
+from polopt.testing.plant import ALONE, DEGENERATE, bfloat16, plant
 from polopt.testing.probe import (
     TRACES,
     Case,
@@ -30,7 +30,7 @@ from polopt.testing.probe import (
     measure_split,
 )
 from polopt.testing.verdict import LawBroken, agree, require
-from polopt.transform import Chain, chain
+from polopt.transform import Chain, Transform, chain
 from polopt.types import PolicyOutputs, Trajectories
 
 __all__ = ["LAWS", "LawBroken", "check_laws"]
@@ -43,7 +43,7 @@ _SLICES = 4
 
 def check_laws(
     method: Make, *, laws: Iterable[str] | None = None, seed: int = 0,
-    factor: float | None = 1.0,
+    factor: float | None = 1.0, trajectories: Trajectories | None = None,
 ) -> tuple[str, ...]:
     """Check the laws of any algorithm, also of one made of a user's own pieces.
 
@@ -54,6 +54,8 @@ def check_laws(
       seed: of the random batches.
       factor: what multiplies `-weight * credit` in the on-policy gradient, or None for a method
         whose on-policy gradient is by design of another form.
+      trajectories: a batch with the columns that the method needs and `logp_old`, for columns that
+        `random_trajectories` cannot guess; it should hold padding rows and rows without a score.
 
     Returns:
       The names of the laws that were checked.
@@ -72,9 +74,9 @@ def check_laws(
             raise PoloptError(f"no law {law!r}{did_you_mean(law, LAWS)} "
                               f"(there are {', '.join(LAWS)})")
         if law == "on_policy":
-            on_policy(method, seed=seed, factor=factor)
+            on_policy(method, seed=seed, trajectories=trajectories, factor=factor)
         else:
-            LAWS[law](method, seed=seed)
+            LAWS[law](method, seed=seed, trajectories=trajectories)
     return chosen
 
 
@@ -198,9 +200,9 @@ def masks(method: Make, *, seed: int = 0, trajectories: Trajectories | None = No
 # ---------------------------------------------------------------- law 4
 
 
-def invariances(method: Make, *, seed: int = 0) -> None:
+def invariances(method: Make, *, seed: int = 0, trajectories: Trajectories | None = None) -> None:
     """Law 4: every piece of the reward side has the invariances that its card declares."""
-    case = _case(method, seed, None)
+    case = _case(method, seed, trajectories)
     for path, transform in pieces(case.alg):
         if transform.card.invariant:
             piece_invariances(case.alg, path, transform, case.trajectories, seed)
@@ -223,6 +225,15 @@ def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None
         if not np.any(batch.action_mask):
             zero = not any(np.any(x) for x in (out.loss, *jax.tree.leaves(out.gradient)))
             require("degenerate", case.alg, zero, f"{name}: loss or gradient is not zero")
+        if name == ALONE and _needs_company(case.alg):
+            require("degenerate", case.alg, not out.credit.any(), f"{name}: they have credit")
+
+
+def _needs_company(alg: Algorithm) -> bool:
+    """Whether a piece says that it gives no credit to a group of one, and nothing adds to it."""
+    links = alg.reward.links
+    return (all(isinstance(link, Transform) for link in links)
+            and any(link.card.min_group > 1 for link in links))
 
 
 # ---------------------------------------------------------------- law 6
@@ -256,12 +267,12 @@ def _finite(law: str, alg: Algorithm, name: str, out: Outcome) -> None:
 # ---------------------------------------------------------------- law 7
 
 
-def composition(method: Make, *, seed: int = 0) -> None:
+def composition(method: Make, *, seed: int = 0, trajectories: Trajectories | None = None) -> None:
     """Law 7: chains associate; vmap over the method's numbers is jit of each; nothing retraces.
 
     The numbers are its own, and all of them times 1.1.
     """
-    case = _case(method, seed, None)
+    case = _case(method, seed, trajectories)
     alg = case.alg
     for side in (alg.reward, alg.trajectory):
         _associative(alg, side)

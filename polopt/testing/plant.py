@@ -74,12 +74,13 @@ def _alone(batch: Trajectories) -> Trajectories:
     return dataclasses.replace(batch, group=own, episode=own)
 
 
+ALONE = "groups of one"
 DEGENERATE: dict[str, Callable[[Trajectories], Trajectories]] = {
     "all rewards equal": lambda b: _with_rewards(b, 0.7),
     "all rewards zero": lambda b: _with_rewards(b, 0.0),
     "rewards of 1e15": lambda b: dataclasses.replace(
         b, reward_parts={k: v * np.float32(1e15) for k, v in b.reward_parts.items()}),
-    "groups of one": _alone,
+    ALONE: _alone,
     "everything masked": lambda b: _without_actions(b, np.zeros_like(b.action_mask)),
     "one token": lambda b: _without_actions(
         b, np.cumsum(b.action_mask).reshape(b.action_mask.shape) == 1),

@@ -10,11 +10,15 @@ nothing that could be taken for a checkpoint; the next save sweeps what it left.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,7 @@ def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: 
         for leftover in folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _without_tracebacks(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(partial.absolute() / "state", _named(tree))
         manifest = {"format": FORMAT, "step": step, "counters": counters,
                     "files": {name: _digest(partial / name) for name in _files(partial)}}
@@ -53,7 +57,7 @@ def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: 
         os.replace(partial, final)
     except (OSError, ValueError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
-        raise PoloptError(f"cannot write the checkpoint {final}: {_first_line(error)}") from error
+        raise PoloptError(f"cannot write the checkpoint {final}: {_reason(error)}") from error
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(path_of(folder, old))
     return final
@@ -157,5 +161,22 @@ def _verified(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]
+def _reason(error: Exception) -> str:
+    """In a few words: orbax wraps what the system said into paragraphs."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error).strip().split("\n")[0][:200]
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Orbax logs the traceback of each of its threads that fails; the error is raised anyway."""
+    logger = logging.getLogger("absl")
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)

@@ -140,7 +140,7 @@ class SampleConfig:
     samples: int = 1
     """Completions per problem; pass@k is estimated for every power of two up to it."""
     max_new_tokens: int | None = None
-    """Longest completion, in tokens (None: the run's own, or 48)."""
+    """Longest completion, in tokens (None: the run's own, or 32)."""
     temperature: float = 1.0
     """Sampling temperature; 0 takes the likeliest token."""
     top_k: int | None = None

@@ -1,10 +1,10 @@
 """Supervised pretraining of a small base model from nothing: tokenizer, data, weights.
 
-The model that ships with polopt is `pretrain(PretrainConfig())`. It learns two habits for one task
-(see `polopt.tasks.chain_sum`): to work a problem in steps, nearly always rightly, and more often
-to answer at once, carelessly. Rows and mixture are two things here: most rows teach the habit that
-is hard to learn, and weights on the first token, where the habits part, set how often the model
-will choose each.
+The model that ships with polopt was made here; its README has the command. It learns two habits
+for one task (see `polopt.tasks.chain_sum`): to work a problem in steps, nearly always rightly, and
+more often to answer at once, carelessly. Rows and mixture are two things here: most rows teach the
+habit that is hard to learn, and weights on the first token, where the habits part, set how often
+the model will choose each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +73,14 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> Path
     Raises:
       PoloptError: a task without worked solutions, or a batch that does not divide by 4.
     """
+    if config.batch % _CLASSES:
+        raise PoloptError(f"batch is {config.batch}: give a multiple of {_CLASSES}")
     started = time.perf_counter()
-    problems = _problems(config)
+    problems = problem_stream(config)
     tokenizer = train_tokenizer(_corpus(problems), VOCABULARY)
     model = LanguageModel(shape())
     log(f"preparing {config.steps * config.batch} rows")
-    batches = _batches(_rows(problems, tokenizer, config), config)
+    batches = length_classes(supervised_rows(problems, tokenizer, config), config)
     params, curve = _fit(model, batches, config, log)
     folder = Path(config.out)
     base.save(folder, model, params, tokenizer)
@@ -102,16 +104,15 @@ def shape() -> DecoderConfig:
     )
 
 
-def _problems(config: PretrainConfig) -> Callable[[int], Example]:
+def problem_stream(config: PretrainConfig) -> Callable[[int], Example]:
+    """Problems by index, endless, none of them held out."""
     if config.task != chain_sum.FAMILY or config.data is not None:
         raise PoloptError(
             f"pretraining writes its own worked solutions, which it can do for "
             f"{chain_sum.FAMILY} only: not for {config.data or config.task}"
         )
     settings = assignments(config.task_args, "task_args")
-    task = load_task(
-        config.task, task_args=settings, held_out=HELD_OUT, seed=_STREAM + config.seed
-    )
+    task = load_task(config.task, task_args=settings, held_out=HELD_OUT, seed=_STREAM + config.seed)
     return task.train
 
 
@@ -128,7 +129,7 @@ def _corpus(problems: Callable[[int], Example]) -> Iterator[str]:
         yield chain_sum.worked(problem).partition("<")[0]
 
 
-def _rows(
+def supervised_rows(
     problems: Callable[[int], Example], tokenizer: Tokenizer, config: PretrainConfig
 ) -> Rows:
     """One row for each problem, `steps * batch` of them."""
@@ -150,9 +151,7 @@ def _rows(
     ]
     tokens = np.zeros((count, max(map(len, whole))), np.int32)
     weight = np.zeros(tokens.shape, np.float32)
-    first = np.where(
-        is_worked, WORKED_SHARE / WORKED_ROWS, (1 - WORKED_SHARE) / (1 - WORKED_ROWS)
-    )
+    first = np.where(is_worked, WORKED_SHARE / WORKED_ROWS, (1 - WORKED_SHARE) / (1 - WORKED_ROWS))
     for n, (row, prompt) in enumerate(zip(whole, prompts, strict=True)):
         tokens[n, : len(row)] = row
         weight[n, len(prompt) : len(row)] = 1.0
@@ -160,10 +159,8 @@ def _rows(
     return Rows(tokens, weight)
 
 
-def _batches(rows: Rows, config: PretrainConfig) -> Iterator[tuple[Rows, ...]]:
+def length_classes(rows: Rows, config: PretrainConfig) -> Iterator[tuple[Rows, ...]]:
     """Batches of one block per class of length, so that little padding is computed."""
-    if config.batch % _CLASSES:
-        raise PoloptError(f"batch is {config.batch}: give a multiple of {_CLASSES}")
     rng = np.random.default_rng([config.seed, 1])
     length = (rows.weight > 0).shape[1] - np.argmax(rows.weight[:, ::-1] > 0, 1)
     classes = []
@@ -207,7 +204,7 @@ def _step(
 ) -> tuple[Params, Any, Array]:
     value, gradient = jax.value_and_grad(functools.partial(_loss, model))(params, batch)
     updates, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state, value
+    return cast(Params, optax.apply_updates(params, updates)), state, value
 
 
 def _loss(model: LanguageModel, params: Params, batch: Sequence[Rows]) -> Array:

@@ -233,7 +233,7 @@ def open_record(config: TrainConfig) -> Record:
     except OSError as error:
         raise PoloptError(f"cannot use {path} as a run's folder: {error.strerror}") from error
     try:
-        resumed = saved.exists()
+        resumed = saved.exists() and _began(path)
         if resumed:
             _check_same_run(config, path)
         _write_whole(saved, to_json(replace(config, run=str(path), resume=False)))
@@ -257,6 +257,12 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     if None in rows[:-1]:
         raise PoloptError(f"{file}: line {rows.index(None) + 1} is not a step's JSON object")
     return [row for row in rows if row is not None]
+
+
+def _began(path: Path) -> bool:
+    """Whether anything was recorded: a start that failed at once is no run."""
+    metrics = path / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(path.glob("checkpoints/*"))
 
 
 def _check_same_run(config: TrainConfig, path: Path) -> None:

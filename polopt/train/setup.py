@@ -51,6 +51,10 @@ def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> 
     alg = method if isinstance(method, Algorithm) else _build(method, config.max_new_tokens)
     update, sampling = alg.update, alg.sampling
     group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
+    for _, piece in pieces(alg):
+        if group < piece.card.min_group:
+            raise UsageError(f"group_size={group}: {piece.name} of {alg.name} compares completions "
+                             f"of one prompt and needs groups of at least {piece.card.min_group}")
     prompts = _prompts(config, group)
     if (config.minibatches or 1) > prompts:
         raise UsageError(f"minibatches={config.minibatches} is more than the {prompts} groups of "

@@ -104,14 +104,14 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
 
 
 def test_training_is_deterministic_and_merges_what_repeats():
-    texts = [f"The sum of {i} and {i * 7 % 97} is wanted" for i in range(50)]
-    one, two = train_tokenizer(texts, 300), train_tokenizer(texts, 300)
+    texts = [f"Add up: {i}, {i * 7 % 97}" for i in range(50)]
+    one, two = train_tokenizer(texts, 269), train_tokenizer(texts, 269)
     assert one == two
-    assert one.vocab_size == 300
+    assert one.vocab_size == 269
     assert [one.token_id(t) for t in ("<pad>", "<bos>", "<eos>", "<answer>", "</answer>")] == [
         0, 1, 2, 3, 4
     ]
-    assert len(one.encode("The sum of ")) == 1
+    assert len(one.encode("Add up: ")) == 1
     kinds = {t["content"]: t["special"] for t in json.loads(one.source)["added_tokens"]}
     assert kinds == {
         "<pad>": True, "<bos>": True, "<eos>": True, "<answer>": False, "</answer>": False

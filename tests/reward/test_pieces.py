@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from peers import rlax
 
-from polopt import Stop, Trajectories
+from polopt import PoloptError, Stop, Trajectories
 from polopt.divergence import k2
 from polopt.reward import (
     batch_whiten,
@@ -155,6 +155,8 @@ def test_filters():
                              "format": np.ones((4, 4))})
     assert np.asarray(spread(on)).tolist() == [False, False, True, True]
     assert not np.any(spread(on, "format"))
+    with pytest.raises(PoloptError, match="no reward component 'formt'; did you mean 'format'"):
+        spread(on, "formt")
     kept = run(drop_zero_spread_groups(), on=on).keep  # the last row has no token to keep
     assert kept.any(axis=1).tolist() == [False, False, True, False]
 

@@ -107,8 +107,19 @@ def test_completions_of_any_kind_are_kept_as_they_are(config):
     assert rows[0]["reward"] is None
 
 
-def test_a_folder_that_holds_a_run_is_refused(config):
+def begin(config):
+    with open_record(config) as record:
+        record.step(0, {"reward/mean": 0.5})
+
+
+def test_a_start_that_failed_at_once_is_no_run(config):
     open_record(config).close()
+    with open_record(config) as record:
+        assert not record.resumed
+
+
+def test_a_folder_that_holds_a_run_is_refused(config):
+    begin(config)
     with pytest.raises(PoloptError, match=r"already holds a run.*--resume"):
         open_record(config)
 
@@ -122,7 +133,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(config):
 
 
 def test_resuming_another_configuration_is_refused_field_by_field(config):
-    open_record(config).close()
+    begin(config)
     other = TrainConfig(run=config.run, resume=True, prompts=8, algorithm="rloo")
     with pytest.raises(PoloptError) as error:
         open_record(other)
@@ -203,6 +214,7 @@ def test_a_living_process_holds_the_folder_and_a_dead_one_does_not(config):
         from polopt.train.config import TrainConfig
         from polopt.train.record import open_record
         record = open_record(TrainConfig(run=sys.argv[1]))
+        record.step(0, {"reward/mean": 0.5})
         print("held", flush=True)
         time.sleep(60)
     """, config.run)

@@ -141,7 +141,7 @@ def go(run, folder, *sinks, stop=None):
     settings = dataclasses.replace(run.config, run=str(folder), resume=True)
     with open_record(settings) as record:
         run.record, run.sink = record, Fanout([record, *sinks])
-        return run.go(stop or StopRequest())
+        return run.go(StopRequest() if stop is None else stop)
 
 
 class Each:

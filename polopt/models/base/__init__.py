@@ -43,15 +43,12 @@ def load(folder: str | Path = EMBEDDED) -> tuple[LanguageModel, Params, Tokenize
     return model, _unflatten(arrays, _expected(model), str(folder)), tokenizer
 
 
-def save(
-    folder: str | Path, model: LanguageModel, params: Params, tokenizer: Tokenizer
-) -> None:
+def save(folder: str | Path, model: LanguageModel, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model folder, which is made if it is not there; weights are rounded to bfloat16."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
-        name: np.asarray(leaf).astype(ml_dtypes.bfloat16)
-        for name, leaf in _flatten(params).items()
+        name: np.asarray(leaf).astype(ml_dtypes.bfloat16) for name, leaf in _flatten(params).items()
     }
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     parts = (_safetensors().numpy.save(arrays), tokenizer.source.encode(), config.encode())

@@ -1,0 +1,292 @@
+"""A run is a function of its configuration, however often it is killed on the way."""
+
+import dataclasses
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from polopt import chain
+from polopt.algorithms import ppo, remax
+from polopt.compose import Algorithm
+from polopt.errors import PoloptError
+from polopt.reward import batch_whiten, gae
+from polopt.train import checkpoint
+from polopt.train.loop import MAX_SKIPPED, train
+from polopt.train.record import unknown_keys
+from polopt.train.stop import StopRequest
+from polopt.trajectory import Sampling, Update, token_ratio, value_loss
+from train import toy
+from train.toy import Each, config, go, left_behind, make_run
+
+
+def critic_with_memory():
+    """PPO without a reference, with memory on both clocks: two epochs of two optimiser steps."""
+    return Algorithm(
+        name="critic",
+        reward=chain(toy.prompt_tracker(), gae(), batch_whiten()),
+        trajectory=chain(token_ratio(), toy.adaptive_clip(), value_loss()),
+        update=Update(epochs=2, minibatches=2))
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory):
+    """A compiled run, and the folder that it leaves behind when nothing disturbs it."""
+    return left(make_run(toy.remembering(), config()), tmp_path_factory.mktemp("jit"))
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """The same on two devices, with rows that do not divide, and nothing held out."""
+    settings = config(parallel="pmap", devices=2, prompts=6, group_size=1, micro_batch=1)
+    run = make_run(critic_with_memory(), settings, toy.task(held_out=()))
+    return left(run, tmp_path_factory.mktemp("pmap"))
+
+
+def left(run, folder):
+    go(run, folder)
+    return run, folder
+
+
+@pytest.fixture(params=["on_one", "on_two"])
+def straight(request):
+    return request.getfixturevalue(request.param)
+
+
+def assert_same_run(run, folder, expected):
+    """Metrics but for times, samples, counters, parameters, optimiser and memory."""
+    assert left_behind(folder) == left_behind(expected)
+    like = run._start()
+    step, state, counters = checkpoint.restore(folder / "checkpoints", like)
+    wanted_step, wanted, wanted_counters = checkpoint.restore(expected / "checkpoints", like)
+    toy.assert_same_tree(state, wanted)
+    assert (step, counters["cursor"]) == (wanted_step, wanted_counters["cursor"])
+
+
+class KilledError(BaseException):
+    """Passes through everything, as a signal would."""
+
+
+def kill_at(step):
+    def check(now):
+        if now == step:
+            raise KilledError
+
+    return Each(check)
+
+
+def killed(run, folder, *sinks):
+    with pytest.raises(KilledError):
+        go(run, folder, *sinks)
+
+
+def test_a_run_leaves_what_it_should(straight):
+    run, folder = straight
+    lines, samples = left_behind(folder)
+    assert [row["step"] for row in lines if row["step"]] == [1, 2, 3, 4]
+    evaluated = [row["step"] for row in lines if "eval/accuracy" in row]
+    assert evaluated == ([0, 2, 4] if run.task.held_out else [])
+    assert not any(unknown_keys([k for k in row if k != "step"]) for row in lines)
+    assert all(np.isfinite(v) for row in lines for v in row.values())
+    assert lines[-1]["update/skipped"] == 0
+    assert max(row.get("rollout/logp_gap_max", 0) for row in lines) < 1e-5
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == ["00000003", "00000004"]
+    _, state, counters = checkpoint.restore(folder / "checkpoints", run._start())
+    optimiser_steps = 4 * 2 * 2
+    assert int(state.step) == optimiser_steps
+    assert int(state.memory["update"]["trajectory/adaptive_clip"]["steps"]) == optimiser_steps
+    seen = state.memory["rollout"]["reward/prompt_tracker"]
+    assert (seen != 0).sum() > 1
+    prompts, group = run.config.prompts, run.config.group_size
+    assert counters["cursor"] == {"prompt": 4 * prompts, "row": 4 * prompts * group}
+    # Linear to 0 over all optimiser steps, after a warm-up of two: the rate of the 4th, 8th, ...
+    rates = [row["update/learning_rate"] for row in lines if row["step"]]
+    np.testing.assert_allclose(rates, [1e-2 * (14 - k) / 14 for k in (1, 5, 9, 13)], rtol=1e-5)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["policy"],
+                         run.policy.params)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_run_killed_after_a_batch_repeats_it(straight, tmp_path, step):
+    """Killed after all optimiser steps of a batch, before its checkpoint."""
+    run, expected = straight
+    killed(run, tmp_path, kill_at(step))
+    go(run, tmp_path)
+    assert_same_run(run, tmp_path, expected)
+
+
+@pytest.mark.parametrize("call", [2, 7])
+def test_a_run_killed_inside_a_batch_repeats_it(straight, tmp_path, call):
+    """Killed between optimiser steps: in the first epoch of a batch, and in the second."""
+    run, expected = straight
+    update, calls = run.update, []
+
+    def failing(*args):
+        calls.append(None)
+        if len(calls) == call:
+            raise KilledError
+        return update(*args)
+
+    run.update = failing
+    try:
+        killed(run, tmp_path)
+    finally:
+        run.update = update
+    assert len(left_behind(tmp_path)[0]) == bool(run.task.held_out) + (call - 1) // 4
+    go(run, tmp_path)
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_a_run_killed_in_its_first_evaluation_starts_again(on_one, tmp_path):
+    run, expected = on_one
+    sampler = run.sampler
+    run.sampler = lambda *args: kill_at(0).step(0, {})
+    try:
+        killed(run, tmp_path)
+    finally:
+        run.sampler = sampler
+    assert not any((tmp_path / "checkpoints").iterdir())
+    go(run, tmp_path)
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_a_run_killed_again_and_again(straight, tmp_path):
+    run, expected = straight
+    for step in (1, 1, 2, 3, 3, 4):
+        killed(run, tmp_path, kill_at(step))
+    go(run, tmp_path)
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_a_stopped_run_saves_once_and_goes_on(straight, tmp_path):
+    """Stopped without checkpoints on the way: the one at the stop is what it goes on from."""
+    run, expected = straight
+    run.config, config = dataclasses.replace(run.config, checkpoint_every=0), run.config
+    try:
+        for step in (1, 3):
+            stop = StopRequest()
+            summary = go(run, tmp_path, Each(
+                lambda now, stop=stop, step=step: now == step and setattr(stop, "signal", "TERM")),
+                stop=stop)
+            assert (summary.steps, summary.stopped) == (step, "TERM")
+            assert summary.checkpoint.is_dir()
+            assert checkpoint.restore(tmp_path / "checkpoints", run._start())[0] == step
+        names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+        assert names == ["00000001", "00000003"]
+        go(run, tmp_path)
+    finally:
+        run.config = config
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_a_finished_run_is_left_as_it_is(straight, tmp_path):
+    run, expected = straight
+    shutil.copytree(expected, tmp_path / "run")
+    summary = go(run, tmp_path / "run", kill_at(5))
+    assert summary.steps == 4
+    assert (summary.last is None) == (not run.task.held_out)
+    assert_same_run(run, tmp_path / "run", expected)
+
+
+def test_a_damaged_checkpoint_costs_a_step(straight, tmp_path):
+    run, expected = straight
+    killed(run, tmp_path, kill_at(4))
+    newest = tmp_path / "checkpoints" / "00000003" / "manifest.json"
+    newest.write_text(newest.read_text()[:-9])
+    with pytest.warns(RuntimeWarning, match="00000003: manifest.json is missing or unreadable"):
+        go(run, tmp_path)
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_a_steady_run_compiles_nothing(straight, tmp_path):
+    """Everything is compiled by the first step; a second run and a resumed one compile nothing."""
+    run, _ = straight
+    with toy.compilations() as count:
+        killed(run, tmp_path, kill_at(2))
+        assert count() == 0
+        go(run, tmp_path)
+        assert count() == 0
+
+
+# ---------------------------------------------------------------- the public door
+
+
+def test_train_goes_on_with_what_another_process_would_have_left(on_one, tmp_path):
+    """Through `train`, everything compiled anew; and what resuming refuses."""
+    run, expected = on_one
+    killed(run, tmp_path, kill_at(3))
+    settings = config(run=str(tmp_path), resume=True)
+    door = {"algorithm": toy.remembering(), "policy": toy.policy(), "task": toy.task()}
+    with pytest.raises(PoloptError, match="already holds a run: continue it with --resume"):
+        train(dataclasses.replace(settings, resume=False), **door)
+    with pytest.raises(PoloptError, match="seed is 0 in the run and 1 now"):
+        train(dataclasses.replace(settings, seed=1), **door)
+    counted = {}
+    with toy.compilations() as count:
+        summary = train(settings, sinks=[Each(lambda step: counted.setdefault(step, count()))],
+                        **door)
+    assert counted[3] > 0
+    assert (summary.run, summary.steps, summary.stopped) == (tmp_path, 4, None)
+    assert_same_run(run, tmp_path, expected)
+
+
+def test_what_cannot_be_done_is_said_before_a_folder_is_made(tmp_path):
+    alone = dataclasses.replace(remax(), sampling=Sampling(group_size=2))  # without its companion
+    door = {"policy": toy.policy(), "task": toy.task()}
+    for algorithm, settings, message in [
+        (alone, {}, "remax needs the column 'greedy_return', which this loop cannot make"),
+        (remax, {"devices": 20, "parallel": "auto"}, "devices=20, but this host has 8"),
+        (ppo, {"minibatches": 5}, "minibatches=5 is more than the 4 groups"),
+    ]:
+        with pytest.raises(PoloptError, match=message) as error:
+            train(config(run=str(tmp_path / "run"), **settings), algorithm=algorithm, **door)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_finite_gradient_stops(on_one, tmp_path):
+    """Rewards whose squares overflow: nothing moves, and the tenth step in a row is the last."""
+    run, _ = on_one
+    before = run.config, run.collector
+    sides = itertools.cycle([3e38, -3e38])  # of the two members of each group
+    huge = toy.task(reward=lambda *_: {"correct": next(sides), "short": 0})
+    run.config = dataclasses.replace(run.config, steps=30, checkpoint_every=4)
+    run.collector = dataclasses.replace(run.collector, task=huge)
+    try:
+        with pytest.raises(PoloptError, match="10 steps in a row had no finite") as error:
+            go(run, tmp_path)
+    finally:
+        run.config, run.collector = before
+    assert "\n" not in str(error.value)
+    lines, _ = left_behind(tmp_path)
+    steps = lines[1:]
+    assert [row["update/skipped"] for row in steps] == [4 * k for k in range(1, MAX_SKIPPED)]
+    assert all(row["update/param_change"] == 0 for row in steps)
+    assert all(row["update/grad_norm"] is None for row in steps)
+    step, state, counters = checkpoint.restore(tmp_path / "checkpoints", run._start())
+    assert (step, counters["barren"]) == (8, 8)
+    toy.assert_same_tree(state.params["policy"], run.policy.params)
+
+
+# ---------------------------------------------------------------- draws
+
+
+def test_tokens_belong_to_ids_not_to_places(straight):
+    """Law 9 through the run's own sampler, one device or two: prompts in another order."""
+    run, _ = straight
+    params = run.parallel.replicate(run._start()).params["policy"]
+    P, G = run.config.prompts, run.config.group_size
+    tokens, lengths = run.collector.prompts([toy.example(i, i) for i in range(P)])
+    ids = np.arange(40, 40 + P * G, dtype=np.int32).reshape(P, G)
+    order = np.random.default_rng(0).permutation(P)
+    plain = jax.device_get(run.sampler(params, run.sample_key, tokens, lengths, ids))
+    mixed = jax.device_get(run.sampler(
+        params, run.sample_key, tokens[order], lengths[order], ids[order]))
+    rows = (order[:, None] * G + np.arange(G)).reshape(-1)
+    np.testing.assert_array_equal(mixed.tokens, plain.tokens[rows])
+    np.testing.assert_array_equal(mixed.length, plain.length[rows])
+    assert len(np.unique(plain.tokens, axis=0)) == P * G
