@@ -6,7 +6,6 @@ import numpy as np
 
 from polopt.types import Array, Trajectories, truncated
 
-
 _ROUNDING = 1e-6  # float32 parts of 0.1, 0.2 and 0.7 do not quite make 1
 
 

@@ -169,16 +169,14 @@ class PretrainConfig:
     out: str = "base"
     """Folder for the model; it must not exist yet."""
     task: str = "chain_sum"
-    """Family of problems."""
+    """Family of problems; its worked solutions must be known (chain_sum)."""
     task_args: tuple[str, ...] = ()
     """Settings of the task, as name=value."""
-    data: str | None = None
-    """Your own prompts and completions instead of a task: a JSONL file."""
-    steps: int = 1500
+    steps: int = 2400
     """Optimiser steps."""
-    batch: int = 128
-    """Rows per step."""
-    learning_rate: float = 1e-3
+    batch: int = 64
+    """Rows per step; a multiple of 4."""
+    learning_rate: float = 1e-2
     """Peak learning rate."""
     seed: int = 0
     """Seed of initialisation and data."""
@@ -304,7 +302,7 @@ def _check(
         if value is not None and not accepts(value):
             raise UsageError(f"{name} must be {wanted}, not {value!r}")
     assignments(config.task_args, "task_args")
-    if config.data is not None and config.task_args:
+    if not isinstance(config, PretrainConfig) and config.data is not None and config.task_args:
         raise UsageError("task_args describe a task, and data replaces it: give one of them")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from polopt.rollout.collect import Collector, Rollout, Sampler
 from polopt.rollout.measure import correct, outcome
 from polopt.rollout.sampler import generate
-from polopt.tasks.task import Example
+from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
+from polopt.train.setup import Policy, decoding_of, load_policy, task_of
 from polopt.train.sinks import SampleView
 from polopt.trajectory.sampling import Sampling
 from polopt.types import Stop, Trajectories, truncated
@@ -72,21 +73,24 @@ def _views(
 
 def complete(config: SampleConfig) -> list[list[SampleView]]:
     """Sample a model on held-out problems: the completions of each problem."""
-    from polopt.train.setup import decoding_of, load_policy, task_of
+    with task_of(config) as task:
+        return _complete(config, load_policy(config.model), task)
 
-    policy, task = load_policy(config.model), task_of(config)
+
+def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[SampleView]]:
+    room = config.max_new_tokens or 32
     collector = Collector(
         task=task, tokenizer=policy.tokenizer, sampling=Sampling(group_size=config.samples),
-        max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
+        max_new_tokens=room, max_length=policy.model.config.max_length,
         temperature=config.temperature or 1.0)
     decoding = decoding_of(config)
 
     def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
         return generate(
             policy.model, policy.params, tokens, lengths, ids.reshape(-1),
-            key=jax.random.key(config.seed), group_size=ids.shape[1],
-            max_new_tokens=config.max_new_tokens, decoding=decoding,
-            eos_ids=policy.tokenizer.eos_ids, allowed_vocab=policy.tokenizer.vocab_size)
+            key=jax.random.key(config.seed), group_size=ids.shape[1], max_new_tokens=room,
+            decoding=decoding, eos_ids=policy.tokenizer.eos_ids,
+            allowed_vocab=policy.tokenizer.vocab_size)
 
     problems = task.held_out[: config.problems]
     trajectories, completions = complete_all(collector, sample, problems, config.samples)

@@ -6,6 +6,7 @@ that is killed anywhere and resumed repeats the steps since its last checkpoint 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -72,9 +73,12 @@ def train(
     alg = scale(algorithm, config)
     config = resolve(config, alg)
     parallel = choose(config.parallel, config.devices)
-    policy, task = policy or load_policy(config.model), task or task_of(config)
+    policy = policy or load_policy(config.model)
     _check_columns(alg)
-    with open_record(config) as record, stop_on_signals() as stop:
+    with contextlib.ExitStack() as held:
+        task = task or held.enter_context(task_of(config))
+        record = held.enter_context(open_record(config))
+        stop = held.enter_context(stop_on_signals())
         run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]))
         return run.go(stop)
 

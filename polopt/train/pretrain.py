@@ -106,10 +106,10 @@ def shape() -> DecoderConfig:
 
 def problem_stream(config: PretrainConfig) -> Callable[[int], Example]:
     """Problems by index, endless, none of them held out."""
-    if config.task != chain_sum.FAMILY or config.data is not None:
+    if config.task != chain_sum.FAMILY:
         raise PoloptError(
             f"pretraining writes its own worked solutions, which it can do for "
-            f"{chain_sum.FAMILY} only: not for {config.data or config.task}"
+            f"{chain_sum.FAMILY} only: not for {config.task}"
         )
     settings = assignments(config.task_args, "task_args")
     task = load_task(config.task, task_args=settings, held_out=HELD_OUT, seed=_STREAM + config.seed)

@@ -6,9 +6,10 @@ them down by one stated rule (`scale`), and whatever the configuration names win
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from polopt.errors import PoloptError, UsageError, did_you_mean
 from polopt.models import LanguageModel, base
 from polopt.models.tokenizer import Tokenizer
 from polopt.rollout.draw import Decoding
-from polopt.tasks import Task, load_task
+from polopt.tasks import IsolatedReward, Task, load_task
 from polopt.train import checkpoint
 from polopt.train.config import SampleConfig, TrainConfig, read_config
 from polopt.transform import Transform
@@ -120,11 +121,14 @@ def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
     )
 
 
-def task_of(config: TrainConfig | SampleConfig) -> Task:
-    """The task that a configuration names."""
+@contextlib.contextmanager
+def task_of(config: TrainConfig | SampleConfig) -> Iterator[Task]:
+    """The task that a configuration names; the process of a user's reward ends with it."""
     problems = config.eval_problems if isinstance(config, TrainConfig) else config.problems
-    return load_task(config.task or "chain_sum", task_args=config.task_args, data=config.data,
+    task = load_task(config.task or "chain_sum", task_args=config.task_args, data=config.data,
                      reward=config.reward, held_out=problems, seed=config.seed)
+    with task.reward if isinstance(task.reward, IsolatedReward) else contextlib.nullcontext():
+        yield task
 
 
 def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:

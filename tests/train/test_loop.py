@@ -3,6 +3,11 @@
 import dataclasses
 import itertools
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +19,7 @@ from polopt.compose import Algorithm
 from polopt.errors import PoloptError
 from polopt.reward import batch_whiten, gae
 from polopt.train import checkpoint
+from polopt.train.config import to_json
 from polopt.train.loop import MAX_SKIPPED, train
 from polopt.train.record import unknown_keys
 from polopt.train.stop import StopRequest
@@ -215,23 +221,52 @@ def test_a_steady_run_compiles_nothing(straight, tmp_path):
 # ---------------------------------------------------------------- the public door
 
 
-def test_train_goes_on_with_what_another_process_would_have_left(on_one, tmp_path):
-    """Through `train`, everything compiled anew; and what resuming refuses."""
-    run, expected = on_one
-    killed(run, tmp_path, kill_at(3))
+def test_train_does_not_go_on_with_another_run(on_one, tmp_path):
+    run, _ = on_one
+    killed(run, tmp_path, kill_at(1))
     settings = config(run=str(tmp_path), resume=True)
     door = {"algorithm": toy.remembering(), "policy": toy.policy(), "task": toy.task()}
-    with pytest.raises(PoloptError, match="already holds a run: continue it with --resume"):
-        train(dataclasses.replace(settings, resume=False), **door)
-    with pytest.raises(PoloptError, match="seed is 0 in the run and 1 now"):
-        train(dataclasses.replace(settings, seed=1), **door)
-    counted = {}
-    with toy.compilations() as count:
-        summary = train(settings, sinks=[Each(lambda step: counted.setdefault(step, count()))],
-                        **door)
-    assert counted[3] > 0
-    assert (summary.run, summary.steps, summary.stopped) == (tmp_path, 4, None)
-    assert_same_run(run, tmp_path, expected)
+    for changes, message in [
+        ({"resume": False}, "already holds a run: continue it with --resume"),
+        ({"seed": 1}, "seed is 0 in the run and 1 now"),
+        ({"minibatches": 1}, "minibatches is 2 in the run and 1 now"),
+    ]:
+        with pytest.raises(PoloptError, match=message) as error:
+            train(dataclasses.replace(settings, **changes), **door)
+        assert "\n" not in str(error.value)
+
+
+def test_a_run_is_the_same_run_in_another_process_and_ends_well_on_sigterm(on_one, tmp_path):
+    """Killed here, taken up by the command line, terminated there inside a step, ended here."""
+    run, expected = on_one
+    folder, file = tmp_path / "run", tmp_path / "config.json"
+    run.config, before = dataclasses.replace(run.config, checkpoint_every=2), run.config
+    try:
+        killed(run, folder, kill_at(1))
+        file.write_text(to_json(dataclasses.replace(
+            run.config, run=str(folder), quiet=True, plot=False)))
+        with subprocess.Popen(
+            [sys.executable, "-m", "faults.slow_cli", "--config", str(file), "--resume"],
+            cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            saved = folder / "checkpoints" / "00000002"
+            while not saved.exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(0.1)  # into step 3, whose rewards take most of a second
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=200)
+        assert process.returncode == 143, err
+        assert f"polopt train --config {folder} --resume" in err
+        done = left_behind(folder)[0][-1]["step"]  # it finished the step that it was in
+        assert done == 3
+        names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+        assert names == ["00000002", "00000003"]
+        assert left_behind(folder)[0][:3] == left_behind(expected)[0][:3]
+        go(run, folder)
+    finally:
+        run.config = before
+    assert_same_run(run, folder, expected)
 
 
 def test_what_cannot_be_done_is_said_before_a_folder_is_made(tmp_path):
@@ -252,7 +287,7 @@ def test_a_run_without_a_finite_gradient_stops(on_one, tmp_path):
     """Rewards whose squares overflow: nothing moves, and the tenth step in a row is the last."""
     run, _ = on_one
     before = run.config, run.collector
-    sides = itertools.cycle([3e38, -3e38])  # of the two members of each group
+    sides = itertools.cycle([1e30, -1e30])  # of the two members of each group
     huge = toy.task(reward=lambda *_: {"correct": next(sides), "short": 0})
     run.config = dataclasses.replace(run.config, steps=30, checkpoint_every=4)
     run.collector = dataclasses.replace(run.collector, task=huge)

@@ -117,7 +117,6 @@ def test_a_short_run_is_repeatable_and_makes_a_model_that_loads(tmp_path):
     ("change", "words"),
     [
         ({"task": "gcd"}, "for chain_sum only: not for gcd"),
-        ({"data": "mine.jsonl"}, "for chain_sum only: not for mine.jsonl"),
         ({"batch": 6}, "batch is 6: give a multiple of 4"),
     ],
 )
