@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,12 @@ import numpy as np
 
 from polopt.errors import PoloptError
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    # Host code holds NumPy arrays and compiled code jax arrays, in the same records: a checker
+    # that told them apart would ask for a cast at every border.
+    Array: TypeAlias = Any
+else:
+    Array = jax.Array | np.ndarray
 _T = TypeVar("_T")
 
 
@@ -151,9 +156,12 @@ class Prepared:
 
 @record
 class PolicyOutputs:
-    """What a model says of the trajectories: `logp f32[N,T]` and differentiable columns."""
+    """What models say of trajectories: `logp f32[N,T]` and differentiable columns.
 
-    logp: Array
+    `logp` is None only where it was not asked for, so that a zero never passes for it.
+    """
+
+    logp: Array = None
     columns: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 

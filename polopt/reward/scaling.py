@@ -14,7 +14,8 @@ from polopt.types import Credit, Trajectories
 
 
 @piece("reward", reads="sequence", formula="A_i / (std_g(R) + ε)",
-       source="GRPO, 2402.03300, eq. 4", repairs=("no_baseline",), invariant=("scale",), min_group=2,
+       source="GRPO, 2402.03300, eq. 4", repairs=("no_baseline",), invariant=("scale",),
+       min_group=2,
        differs=("the paper does not say which standard deviation: ddof=1 as in verl, TRL and tunix;"
                 " ε is 1e-6 in verl and tunix, 1e-4 in TRL",))
 def group_std_scale(

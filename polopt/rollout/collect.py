@@ -93,7 +93,7 @@ class Collector:
         rounds = 0
         while True:
             missing = prompts - sum(block.groups for block in kept)
-            if missing <= 0 or rounds == (refill.max_rounds if refill else 1):
+            if missing <= 0 or (refill and rounds == refill.max_rounds):
                 break
             # The whole batch is drawn in every round: one compiled shape.
             block = self._block(sample, greedy, prompts, cursor, seconds)
@@ -102,7 +102,7 @@ class Collector:
             if refill is None:
                 kept.append(block)
                 continue
-            passed = self._passed(block)
+            passed = _passed(refill.by, block)
             kept.append(block.select(passed))
             rejected.append(block.select(~passed))
         if refill and refill.short == "error" and missing > 0:
@@ -120,14 +120,6 @@ class Collector:
             rounds=rounds,
             seconds=seconds,
         )
-
-    def _passed(self, block: _Block) -> np.ndarray:
-        passed = np.asarray(self.sampling.refill.by(block.trajectories), bool)
-        groups = passed.reshape(-1, block.size)
-        if (groups.any(1) != groups.all(1)).any():
-            raise PoloptError("the refill's test passes a part of a group: give True or False on "
-                              "all rows of a group alike")
-        return passed
 
     def _block(
         self,
@@ -196,7 +188,7 @@ class Collector:
             turn=turns(mask),
             group=own,
             id=ids,
-            prompt=np.array([-1 if self.task.size is None else e.index for e in examples], np.int32),
+            prompt=self._numbers(examples),
             episode=own,
             reward_parts=parts,
             scored=scored,
@@ -207,6 +199,10 @@ class Collector:
             version=np.zeros((n, S + C), np.int32),
             columns={},
         ), completions
+
+    def _numbers(self, examples: Sequence[Example]) -> np.ndarray:
+        endless = self.task.size is None
+        return np.array([-1 if endless else e.index for e in examples], np.int32)
 
     def _rewards(
         self,
@@ -223,6 +219,17 @@ class Collector:
         for name, values in totals.items():
             parts[name][rows, where] = values
         return parts, scores.scored
+
+
+def _passed(test: Callable, block: _Block) -> np.ndarray:
+    passed = np.asarray(test(block.trajectories), bool)
+    groups = passed.reshape(-1, block.size)
+    if (groups.any(1) != groups.all(1)).any():
+        raise PoloptError(
+            "the refill's test passes a part of a group: give True or False on all rows of a "
+            "group alike"
+        )
+    return passed
 
 
 @dataclasses.dataclass(frozen=True)

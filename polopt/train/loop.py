@@ -112,7 +112,10 @@ class Run:
         self, config: TrainConfig, alg: Algorithm, policy: Policy, parallel: Parallel, task: Task,
         record: Record, sink: Fanout,
     ) -> None:
-        """Compile nothing yet; see `train`."""
+        """Compile nothing yet; see `train`. `config` is resolved."""
+        assert config.prompts is not None
+        assert config.group_size is not None
+        self.prompts, self.group_size = config.prompts, config.group_size
         self.config, self.alg, self.policy, self.parallel = config, alg, policy, parallel
         self.task, self.record, self.sink = task, record, sink
         self.started = time.perf_counter()
@@ -121,8 +124,8 @@ class Run:
             self.modules["critic"] = ValueModel(policy.model.config, policy.model.compute_dtype)
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
-        groups = -(-config.prompts // alg.update.minibatches)
-        self.micro, self.width = _split(groups * config.group_size, config.micro_batch,
+        groups = -(-self.prompts // alg.update.minibatches)
+        self.micro, self.width = _split(groups * self.group_size, config.micro_batch,
                                         parallel.devices)
         update = make_update(alg, self.modules, self.optimizer, micro_batch=self.micro,
                              axis=parallel.axis)
@@ -180,7 +183,7 @@ class Run:
         now.step, now.cursor = now.step + 1, rollout.cursor
         metrics = {
             **rollout_metrics(rollout.trajectories), **info,
-            "update/learning_rate": float(self.schedule(max(self._applied(now) - 1, 0))),
+            "update/learning_rate": self._learning_rate(now),
             "time/sample": rollout.seconds["sample"], "time/reward": rollout.seconds["reward"],
             "time/score": scored - sampled, "time/update": end - scored, "time/step": end - start,
         }
@@ -188,8 +191,7 @@ class Run:
         if self.alg.sampling.refill:
             metrics["groups/refills"] = rollout.rounds - 1
         self.sink.step(now.step, metrics)
-        G = self.config.group_size
-        shown = list(range(0, len(rollout.examples), G))[:SAMPLES_SHOWN]
+        shown = list(range(0, len(rollout.examples), self.group_size))[:SAMPLES_SHOWN]
         self.sink.samples(now.step, views(rollout, shown))
 
     # ------------------------------------------------------------ rollout and evaluation
@@ -221,7 +223,7 @@ class Run:
         greedy = None
         if self.alg.sampling.companion == "greedy":
             greedy = functools.partial(self.greedy, params, self.sample_key)
-        return self.collector.collect(sample, greedy, self.config.prompts, now.cursor)
+        return self.collector.collect(sample, greedy, self.prompts, now.cursor)
 
     def _evaluate(self, now: Progress) -> Mapping[str, float] | None:
         if not self.task.held_out:
@@ -275,7 +277,7 @@ class Run:
             fresh = self.optimizer.init(self.parallel.single(now.state.params))
             fresh = reset(now.state.opt_state, self.parallel.replicate(fresh))
             now.state = dataclasses.replace(now.state, opt_state=fresh)
-        prepared, first, total = None, None, None
+        prepared, infos = None, []
         for epoch in range(alg.update.epochs):
             seed = (self.config.seed, now.step, epoch)
             step_of, steps = assign_steps(trajectories.group, alg.update.minibatches, seed)
@@ -286,8 +288,7 @@ class Run:
             for rows in steps:
                 padded = pad_rows(rows, self.width, len(step_of))
                 now.state, info = self.update(now.state, trajectories, prepared, padded)
-                first = info if first is None else first
-                total = info if total is None else merge_info(total, info)
+                infos.append(info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches
         now.barren = now.barren + 1 if after - before == steps_taken else 0
@@ -296,7 +297,7 @@ class Run:
                 f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
                 f"move: stopped in step {now.step + 1}; checkpoints are in "
                 f"{self.record.checkpoints}")
-        return {**_metrics(total, first), "update/skipped": after}
+        return {**_metrics(infos), "update/skipped": after}
 
     def _prepare(self, now: Progress, trajectories: Trajectories, step_of: np.ndarray) -> Any:
         memory = self.parallel.single(now.state.memory)
@@ -307,9 +308,10 @@ class Run:
             now.state = dataclasses.replace(now.state, memory=self.parallel.replicate(memory))
         return prepared
 
-    def _applied(self, now: Progress) -> int:
-        """Optimiser steps that moved the parameters: what the schedule counts."""
-        return int(self.parallel.single(now.state.step - now.state.skipped))
+    def _learning_rate(self, now: Progress) -> float:
+        """Of the last optimiser step that moved the parameters: the schedule counts only those."""
+        moved = int(self.parallel.single(now.state.step - now.state.skipped))
+        return float(np.asarray(self.schedule(max(moved - 1, 0))))
 
     # ------------------------------------------------------------ checkpoints
 
@@ -353,9 +355,10 @@ def _split(rows: int, micro: int | None, devices: int) -> tuple[int, int]:
     return micro, round_up(per_device, micro) * devices
 
 
-def _metrics(total: Info, first: Info) -> dict[str, float]:
-    """Flat metrics of a batch's update; what pieces report goes under `method/`."""
+def _metrics(steps: list[Info]) -> dict[str, float]:
+    """Flat metrics of a batch's optimiser steps; what pieces report goes under `method/`."""
     # Later optimiser steps move the policy: only the first one speaks of the sampler.
-    merged = {**total, **{k: first[k] for k in total if k.startswith("rollout/")}}
+    first = {name: entry for name, entry in steps[0].items() if name.startswith("rollout/")}
+    merged = {**functools.reduce(merge_info, steps), **first}
     values = {name: float(x) for name, x in jax.device_get(info_values(merged)).items()}
     return {name if name in SCHEMA else f"method/{name}": x for name, x in values.items()}

@@ -78,12 +78,12 @@ class Parallel:
     def _deal(self, x: Any) -> Any:
         return jnp.reshape(x, (self.devices, -1, *x.shape[1:]))
 
-    def _devices(self) -> list[jax.Device]:
+    def _devices(self) -> list[Any]:
         return jax.local_devices()[: self.devices]
 
 
 @functools.lru_cache(maxsize=8)
-def _copier(devices: tuple[jax.Device, ...]) -> Callable:
+def _copier(devices: tuple[Any, ...]) -> Callable:
     """One for each set of devices: a new one would compile again at every call.
 
     The axis has the name that it has elsewhere: it is part of the type of what comes out.

@@ -48,7 +48,9 @@ class TrainState:
     skipped: Array  # i32, of those, skipped for a gradient that was not finite
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, memory: State) -> TrainState:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, memory: State
+) -> TrainState:
     """The state before the first step; all is copied, so the caller's arrays stay alive."""
     params, memory = jax.tree.map(jnp.copy, (params, memory))
     return TrainState(params=params, opt_state=optimizer.init(params), memory=memory,
@@ -81,7 +83,7 @@ def make_update(
         splits = rows.reshape(-1, micro_batch)
         grads, info = form(alg, modules, state.params, trajectories, prepared, splits, axis)
         # Summed over the rows of a step, but averaged over the steps of a batch.
-        info = {**info, "policy/loss": _one(info["policy/loss"].count)}
+        info = {**info, "policy/loss": _one(info["policy/loss"].value())}
         return apply_gradient(alg, optimizer, state, grads, info)
 
     return update

@@ -54,7 +54,7 @@ def test_eval_prints_the_accuracy_with_its_interval(capsys):
         return [[view(True)]] * 69 + [[view(False)]] * 187
 
     assert evaluate.run(["base", "--task", "leg_counting", "--seed", "3"], complete) == 0
-    assert asked == [SampleConfig(model="base", task="leg_counting", seed=3, max_new_tokens=48)]
+    assert asked == [SampleConfig(model="base", task="leg_counting", seed=3, max_new_tokens=32)]
     out = capsys.readouterr().out
     assert "base on leg_counting: 256 problems\n" in out
     assert "accuracy   27.0 %  (95 % interval 21.9 to 32.7)" in out

@@ -6,9 +6,10 @@ The reward keeps its value, so the run is the same run, and a signal finds it in
 import sys
 import time
 
+from train import toy
+
 from polopt.cli.train import run
 from polopt.train.loop import train
-from train import toy
 
 
 def slow_reward(completion, example):

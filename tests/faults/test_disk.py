@@ -4,10 +4,10 @@ import resource
 
 import numpy as np
 import pytest
+from train import toy
 
 from polopt.errors import PoloptError
 from polopt.train import checkpoint
-from train import toy
 
 
 def tree(seed, size=1 << 16):

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
+from train import toy
 
 from faults.killed_saver import content
 from polopt.train import checkpoint
-from train import toy
 
 DELAYS = ["0", "5", "15", "40"]  # milliseconds; a save takes some 50
 

@@ -96,9 +96,10 @@ def test_group_std_scale_by_ddof():
 
 
 def test_rounding_does_not_turn_equal_rewards_into_credit():
-    """The float32 mean of three 0.1 is not 0.1: without care it would be 1 after the scale."""
+    """The float32 mean of three such is another number: the scale would make it of order one."""
     on = batch(group=np.zeros(4, np.int32), scored=np.array([True, True, True, False]))
-    equal = np.full(4, 0.1, np.float32)
+    equal = np.full(4, 0.8132702, np.float32)
+    assert np.float32(equal[:3].sum() / np.float32(3)) != equal[0]
     credit = run(group_mean_baseline(), group_std_scale(1e-12), on=on, sequence=equal).sequence
     assert not np.any(credit)
 

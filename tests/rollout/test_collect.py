@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from train import toy
 
 from polopt.errors import PoloptError
 from polopt.reward.filters import spread
@@ -12,7 +13,6 @@ from polopt.rollout.sampler import Generated
 from polopt.tasks import abstain
 from polopt.trajectory import Refill, Sampling
 from polopt.types import Stop
-from train import toy
 
 C = 4
 

@@ -135,7 +135,7 @@ def test_what_only_shows_or_splits_does_not_conflict():
 
 @pytest.mark.parametrize(
     ("schedule", "steps", "free"),
-    [("constant", 200, True), ("constant", 50, False), ("cosine", 200, False)],
+    [("constant", 200, True), ("constant", 20, False), ("cosine", 200, False)],
 )
 def test_more_steps_continue_a_run_only_if_the_schedule_ignores_them(schedule, steps, free):
     recorded = TrainConfig(schedule=schedule)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from polopt import chain
@@ -18,12 +19,14 @@ from polopt.algorithms import ppo, remax
 from polopt.compose import Algorithm
 from polopt.errors import PoloptError
 from polopt.reward import batch_whiten, gae
+from polopt.rollout.collect import Cursor
 from polopt.train import checkpoint
 from polopt.train.config import to_json
-from polopt.train.loop import MAX_SKIPPED, train
+from polopt.train.loop import MAX_SKIPPED, Progress, train
 from polopt.train.record import unknown_keys
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, token_ratio, value_loss
+from polopt.types import info_values
 from train import toy
 from train.toy import Each, config, go, left_behind, make_run
 
@@ -90,7 +93,7 @@ def killed(run, folder, *sinks):
 
 def test_a_run_leaves_what_it_should(straight):
     run, folder = straight
-    lines, samples = left_behind(folder)
+    lines, _ = left_behind(folder)
     assert [row["step"] for row in lines if row["step"]] == [1, 2, 3, 4]
     evaluated = [row["step"] for row in lines if "eval/accuracy" in row]
     assert evaluated == ([0, 2, 4] if run.task.held_out else [])
@@ -218,6 +221,73 @@ def test_a_steady_run_compiles_nothing(straight, tmp_path):
         assert count() == 0
 
 
+def recorded(run, folder):
+    """(rows, weights, info) of every optimiser step of a run's first two batches."""
+    update, calls = run.update, []
+
+    def recording(state, trajectories, prepared, rows):
+        state, info = update(state, trajectories, prepared, rows)
+        weights = {name: np.asarray(w) for name, w in prepared.rows.weights.items()}
+        calls.append((rows[rows < len(trajectories.id)], weights, info_values(info)))
+        return state, info
+
+    run.update = recording
+    try:
+        killed(run, folder, kill_at(2))
+    finally:
+        run.update = update
+    return calls
+
+
+def test_every_optimiser_step_has_its_rows_its_weights_and_its_old_policy(straight, tmp_path):
+    run, _ = straight
+    calls = recorded(run, tmp_path)
+    assert len(calls) == 8  # two batches of two epochs of two steps
+    deals = [[calls[i][0].tolist(), calls[i + 1][0].tolist()] for i in (0, 2, 4, 6)]
+    for first, second in deals:
+        assert sorted(first + second) == list(range(run.config.prompts * run.config.group_size))
+    assert len({str(deal) for deal in deals}) > 2
+    for rows, weights, _ in calls:
+        for weight in weights.values():  # a mean over the tokens of exactly these rows
+            np.testing.assert_allclose(weight[rows].sum(), 1, rtol=1e-5)
+    ratios = [float(info["policy/ratio_max"]) for _, _, info in calls]
+    np.testing.assert_allclose([ratios[0], ratios[4]], 1, rtol=1e-4)  # the batch's own policy
+    assert min(abs(r - 1) for i, r in enumerate(ratios) if i not in (0, 4)) > 1e-3
+    if "policy/kl_ref" in calls[0][2]:
+        distances = [float(info["policy/kl_ref"]) for _, _, info in calls]
+        assert distances[0] < 1e-6 < 1e-4 < distances[4]  # the reference stays where it began
+
+
+def test_optimiser_and_reference_may_begin_anew_with_every_batch(on_one, tmp_path):
+    run, _ = on_one
+    asked = dataclasses.replace(run.alg.update, reset_optimizer=True, reference="previous")
+    run.alg, before = run.alg.replace(update=asked), run.alg
+    try:
+        calls = recorded(run, tmp_path)
+        go(run, tmp_path)
+    finally:
+        run.alg = before
+    distances = [float(info["policy/kl_ref"]) for _, _, info in calls]
+    assert max(distances[0], distances[4]) < 1e-6 < 1e-4 < distances[3]
+    _, state, _ = checkpoint.restore(tmp_path / "checkpoints", run._start())
+    counts = [int(x) for _, x in optax.tree.get_all_with_path(state.opt_state, "count")]
+    assert sorted(counts) == [4, 16]  # Adam's, of one batch; the schedule's, of all four
+
+
+def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
+    run, _ = on_one
+    now = Progress(state=run._start(), cursor=Cursor())
+    batch = run._score(now, run._rollout(now).trajectories)
+    step_of = np.zeros(len(batch.id), np.int32)
+    credit = []
+    for step in (0, 0, 1):
+        now.step = step
+        credit.append(np.asarray(run._prepare(now, batch, step_of).credit))
+        now.state = dataclasses.replace(now.state, memory=run._start().memory)
+    np.testing.assert_array_equal(credit[0], credit[1])
+    assert (credit[0] != credit[2]).any()
+
+
 # ---------------------------------------------------------------- the public door
 
 
@@ -255,7 +325,7 @@ def test_a_run_is_the_same_run_in_another_process_and_ends_well_on_sigterm(on_on
                 time.sleep(0.01)
             time.sleep(0.1)  # into step 3, whose rewards take most of a second
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=200)
+            _, err = process.communicate(timeout=200)
         assert process.returncode == 143, err
         assert f"polopt train --config {folder} --resume" in err
         done = left_behind(folder)[0][-1]["step"]  # it finished the step that it was in

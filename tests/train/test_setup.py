@@ -95,7 +95,7 @@ def test_a_wrong_name_is_one_line(values, message):
 
 
 def test_a_factory_must_make_an_algorithm():
-    with pytest.raises(PoloptError, match="gives a int, not a polopt.Algorithm"):
+    with pytest.raises(PoloptError, match="gives a int, not a polopt"):
         scale(lambda: 3, TrainConfig())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from polopt import chain
 from polopt.compose import Algorithm
 from polopt.models import DecoderConfig, LanguageModel
-from polopt.numerics import token_info
+from polopt.numerics import token_info, uniform_by_identity
 from polopt.reward import group_mean_baseline, outcome_return
 from polopt.tasks import Example, Task
 from polopt.train.config import TrainConfig
@@ -92,6 +92,13 @@ def prompt_tracker(credit, trajectories, *, memory):
     return dataclasses.replace(credit, reward=centred), memory
 
 
+@piece("reward", reads="reward")
+def jitter(credit, trajectories, *, key):
+    """Add a little to what each token earned, at random by identity."""
+    noise = uniform_by_identity(key, trajectories.id, credit.reward.shape[1])
+    return dataclasses.replace(credit, reward=credit.reward * (1 + 0.01 * noise))
+
+
 @piece("trajectory", reads="ratio", writes="policy", term="policy", clock="update",
        init=lambda prompts: {"width": jnp.float32(0.2), "steps": jnp.int32(0)},
        advance=lambda memory, info: {
@@ -108,10 +115,10 @@ def adaptive_clip(surrogate, context, *, memory):
 
 
 def remembering():
-    """Memory on both clocks, a reference, two epochs of two optimiser steps."""
+    """Memory on both clocks, noise, a reference, two epochs of two optimiser steps."""
     return Algorithm(
         name="remembering",
-        reward=chain(prompt_tracker(), outcome_return(), group_mean_baseline()),
+        reward=chain(prompt_tracker(), jitter(), outcome_return(), group_mean_baseline()),
         trajectory=chain(token_ratio(), adaptive_clip(), kl_penalty()),
         sampling=Sampling(group_size=2),
         update=Update(epochs=2, minibatches=2),
