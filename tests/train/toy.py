@@ -37,11 +37,11 @@ SIZE = 6
 
 @dataclasses.dataclass(frozen=True)
 class Letters:
-    """A tokenizer of 32 characters: id 0 is padding, 1 ends a text, 2 opens it."""
+    """A tokenizer of 32 characters: id 0 is padding, 2 opens a text; some letters end it."""
 
     letters: str = "_.^abcdefghijklmnopqrstuvwxyz012"
     vocab_size: int = 32
-    eos_ids: tuple[int, ...] = (1,)
+    eos_ids: tuple[int, ...] = (1, 6, 13, 20, 27)  # many, so that completions are ragged
 
     def prompt(self, question):
         return [2, *(self.letters.index(c) for c in question)]
