@@ -74,8 +74,12 @@ def turn_mean(mask: Array, window: Window) -> Array:
     return inside * _inverse(turns[:, None] * count[row, turn])
 
 
-@piece("aggregate", formula="1 / (#groups · (G − ddof) · L_i)", couples="none",
-       source="GVPO, 2504.19599, eq. 8")
+@piece(
+    "aggregate",
+    formula="1 / (#groups · (G − ddof) · L_i)",
+    couples="none",
+    source="GVPO, 2504.19599, eq. 8",
+)
 def group_mean(mask: Array, window: Window, *, ddof: int = 1) -> Array:
     """Mean over groups of the sum over members divided by `G − ddof`; each member a token mean."""
     real = (row_length(mask) > 0).astype(float)

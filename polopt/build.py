@@ -48,8 +48,13 @@ def build(
     n = len(prompts)
     groups = _groups(group, n)
     parts = rewards if isinstance(rewards, dict) else {"reward": rewards}
-    lists = {"completions": completions, "stop": stop, "logp_sampler": logp_sampler,
-             "action_mask": action_mask, **{f"rewards[{k!r}]": v for k, v in parts.items()}}
+    lists = {
+        "completions": completions,
+        "stop": stop,
+        "logp_sampler": logp_sampler,
+        "action_mask": action_mask,
+        **{f"rewards[{k!r}]": v for k, v in parts.items()},
+    }
     for name, rows in lists.items():
         if rows is not None and len(rows) != n:
             raise PoloptError(f"{name} has {len(rows)} rows but there are {n} prompts")
@@ -62,18 +67,34 @@ def build(
     tokens = np.zeros((n, T), np.int32)
     for i, (p, c) in enumerate(zip(prompts, completions, strict=True)):
         tokens[i, : length[i]] = [*p, *c]
-    mask = _scatter(action_mask or [[True] * len(c) for c in completions], start, length,
-                    np.zeros((n, T), bool), "action_mask")
+    mask = _scatter(
+        action_mask or [[True] * len(c) for c in completions],
+        start,
+        length,
+        np.zeros((n, T), bool),
+        "action_mask",
+    )
     scored = np.array([all(v[i] is not None for v in parts.values()) for i in range(n)], bool)
     return Trajectories(
-        tokens=tokens, length=length, prompt_length=start, action_mask=mask, turn=turns(mask),
-        group=groups, id=np.arange(n, dtype=np.int32), prompt=groups.copy(),
+        tokens=tokens,
+        length=length,
+        prompt_length=start,
+        action_mask=mask,
+        turn=turns(mask),
+        group=groups,
+        id=np.arange(n, dtype=np.int32),
+        prompt=groups.copy(),
         episode=np.arange(n, dtype=np.int32),
         reward_parts={k: _rewards(k, v, mask, start, length) for k, v in parts.items()},
         scored=scored,
         stop=np.full(n, Stop.NONE, np.int32) if stop is None else np.array(stop, np.int32),
-        logp_sampler=_scatter(logp_sampler or [[0.0] * len(c) for c in completions], start, length,
-                              np.zeros((n, T), np.float32), "logp_sampler"),
+        logp_sampler=_scatter(
+            logp_sampler or [[0.0] * len(c) for c in completions],
+            start,
+            length,
+            np.zeros((n, T), np.float32),
+            "logp_sampler",
+        ),
         log_keep=np.zeros((n, T), np.float32),
         temperature=np.full(n, temperature, np.float32),
         version=np.zeros((n, T), np.int32),
@@ -119,8 +140,10 @@ def _scatter(
 ) -> np.ndarray:
     for i, row in enumerate(rows):
         if len(row) != length[i] - start[i]:
-            raise PoloptError(f"{name}[{i}] has {len(row)} entries but its completion has "
-                              f"{length[i] - start[i]} tokens")
+            raise PoloptError(
+                f"{name}[{i}] has {len(row)} entries but its completion has "
+                f"{length[i] - start[i]} tokens"
+            )
         out[i, start[i] : length[i]] = row
     return out
 
@@ -138,9 +161,12 @@ def _rewards(
         elif len(row) == length[i] - start[i]:
             out[i, start[i] : length[i]] = row
         else:
-            raise PoloptError(f"rewards[{name!r}][{i}] has {len(row)} entries but its completion "
-                              f"has {length[i] - start[i]} tokens")
+            raise PoloptError(
+                f"rewards[{name!r}][{i}] has {len(row)} entries but its completion "
+                f"has {length[i] - start[i]} tokens"
+            )
         if not np.isfinite(out[i]).all():
-            raise PoloptError(f"rewards[{name!r}][{i}] is not finite; None says that the reward "
-                              "abstains")
+            raise PoloptError(
+                f"rewards[{name!r}][{i}] is not finite; None says that the reward abstains"
+            )
     return out

@@ -1,9 +1,9 @@
-"""The whole idea on one page: an algorithm, its two moments, and the loss between them.
+"""The whole idea on one page: the two moments of a method, and the loss between them.
 
-    prepare   reward side and weights, once per rollout batch, global, without gradient
-    loss      trajectory side, inside the gradient, on any slice of the prepared rows
+prepare   reward side and weights, once per rollout batch, global, without gradient
+loss      trajectory side, inside the gradient, on any slice of the prepared rows
 
-    loss(θ) = − Σ_terms Σ_{n,t} weight[n,t] · objective[n,t](θ)
+loss(θ) = − Σ_terms Σ_{n,t} weight[n,t] · objective[n,t](θ)
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polopt import aggregate as aggregation
 from polopt.aggregate import Window
-from polopt.errors import PoloptError, did_you_mean
+from polopt.algorithm import (
+    CLOCKS,
+    Algorithm,
+    State,
+    needs,
+    pieces,
+    single_step,
+    terms,
+    wants,
+)
+from polopt.errors import PoloptError
 from polopt.numerics import token_info
-from polopt.trajectory.sampling import Sampling, Update
 from polopt.transform import (
-    COUPLINGS,
-    Chain,
-    Link,
     Transform,
-    chain,
-    check_order,
-    replace_link,
     run,
     takes,
     walk,
@@ -46,127 +48,6 @@ from polopt.types import (
     Term,
     Trajectories,
 )
-
-State = dict[str, dict[str, Any]]  # {clock: {piece path: memory}}
-CLOCKS = ("rollout", "update")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Algorithm:
-    """A method: a reward side, a trajectory side, token weights, and how it samples and updates.
-
-    Equal algorithms are equal by value and share compiled code; numbers are pytree leaves.
-
-    Raises:
-      PoloptError: a piece stands on the wrong side or in a wrong order.
-    """
-
-    reward: Chain
-    trajectory: Chain
-    aggregate: Transform = dataclasses.field(default_factory=aggregation.token_mean)
-    sampling: Sampling = dataclasses.field(default=Sampling(), metadata={"static": True})
-    update: Update = dataclasses.field(default=Update(), metadata={"static": True})
-    name: str = dataclasses.field(default="", metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.reward, Chain):  # an internal node of jax.tree.map, or a mistake
-            if isinstance(self.reward, Link):
-                object.__setattr__(self, "reward", chain(self.reward))
-            else:
-                return
-        if not isinstance(self.trajectory, Chain) and isinstance(self.trajectory, Link):
-            object.__setattr__(self, "trajectory", chain(self.trajectory))
-        if check_order(self.reward, "reward", "reward") == "reward":
-            raise PoloptError("the reward side ends without a return: add outcome_return() or "
-                              "gae()")
-        check_order(self.trajectory, "trajectory", "logp")
-        if not terms(self):
-            raise PoloptError("the trajectory side has no objective: add clip() or "
-                              "policy_gradient()")
-
-    def replace(self, **changes: Any) -> Algorithm:
-        """A copy with fields or links replaced: `grpo().replace(clip=clip(0.2, 0.28))`.
-
-        Raises:
-          PoloptError: no field and no link has that name.
-        """
-        fields = {f.name for f in dataclasses.fields(self)}
-        new = {name: value for name, value in changes.items() if name in fields}
-        reward, trajectory = self.reward, self.trajectory
-        for name in changes.keys() - fields:
-            reward, on_reward = replace_link(reward, name, changes[name])
-            trajectory, on_trajectory = replace_link(trajectory, name, changes[name])
-            if on_reward + on_trajectory == 0:
-                known = sorted(fields | {p.split("/")[-1] for p, _ in pieces(self)})
-                raise PoloptError(f"{self.name or 'the algorithm'} has no part {name!r}"
-                                  f"{did_you_mean(name, known)} (it has {', '.join(known)})")
-        return dataclasses.replace(self, **{"reward": reward, "trajectory": trajectory, **new})
-
-
-# ---------------------------------------------------------------- what an algorithm is made of
-
-
-def pieces(alg: Algorithm) -> list[tuple[str, Transform]]:
-    """Every transform with its path, reward side first."""
-    return [*walk(alg.reward, "reward"), *walk(alg.trajectory, "trajectory")]
-
-
-def terms(alg: Algorithm) -> dict[str, list[Transform]]:
-    """{term: the transforms that write it}, in order."""
-    out: dict[str, list[Transform]] = {}
-    for _, transform in walk(alg.trajectory):
-        if transform.card.term:
-            out.setdefault(transform.card.term, []).append(transform)
-    return out
-
-
-def needs(alg: Algorithm, side: str | None = None) -> tuple[str, ...]:
-    """Recorded columns that the pieces (of one side) read."""
-    chosen = [t for _, t in pieces(alg) if side in (None, t.card.side)]
-    return tuple(sorted({name for t in chosen for name in t.needs}))
-
-
-def wants(alg: Algorithm) -> tuple[str, ...]:
-    """Differentiable columns of the current models that the loss reads, `logp` aside."""
-    return tuple(sorted({name for _, t in pieces(alg) for name in t.card.wants}))
-
-
-def coupling(alg: Algorithm) -> str:
-    """The widest scope in which rows depend on each other inside the loss: see `COUPLINGS`."""
-    return max((t.card.couples for _, t in pieces(alg)), key=COUPLINGS.index)
-
-
-def single_step(alg: Algorithm) -> bool:
-    """Whether a rollout batch is one optimiser step, so that every ratio starts and stays at 1."""
-    return alg.update.epochs * alg.update.minibatches == 1
-
-
-# ---------------------------------------------------------------- memory
-
-
-def init(alg: Algorithm, *, prompts: int = 0) -> State:
-    """The memory of an algorithm's pieces, empty for most.
-
-    Args:
-      prompts: how many prompts the data set has, for pieces that keep one number per prompt.
-    """
-    state: State = {clock: {} for clock in CLOCKS}
-    for path, transform in pieces(alg):
-        if transform.card.clock and transform.hooks.init:
-            made = transform.hooks.init(prompts, **transform.arguments())
-            state[transform.card.clock][path] = made
-    return state
-
-
-def advance(alg: Algorithm, state: State, info: Info) -> State:
-    """Memory after one optimiser step, from the step's merged info."""
-    update = dict(state["update"])
-    for path, transform in pieces(alg):
-        if path in update and transform.hooks.advance:
-            update[path] = transform.hooks.advance(update[path], info, **transform.arguments())
-    return {**state, "update": update}
-
 
 # ---------------------------------------------------------------- prepare
 
@@ -204,10 +85,17 @@ def prepare(
     step = jnp.zeros_like(trajectories.id) if step_of is None else step_of
     members = {name: _members(writers, trajectories, keep) for name, writers in terms(alg).items()}
     rows = Rows(
-        credit=jax.lax.stop_gradient(value), mask=keep,
-        scored=trajectories.scored, members=members, weights={}, before=before,
+        credit=jax.lax.stop_gradient(value),
+        mask=keep,
+        scored=trajectories.scored,
+        members=members,
+        weights={},
+        before=before,
         columns={**_columns(alg, trajectories), **credit.targets},
-        group=trajectories.group, turn=trajectories.turn, id=trajectories.id, step=step,
+        group=trajectories.group,
+        turn=trajectories.turn,
+        id=trajectories.id,
+        step=step,
     )
     shared = {"memory": state["update"], "key": key}
     prepared = reweigh(alg, Prepared(rows=rows, shared=shared), step)
@@ -216,8 +104,11 @@ def prepare(
 
 def reweigh(alg: Algorithm, prepared: Prepared, step_of: Array) -> Prepared:
     """The same credit with the denominators of another assignment of rows to optimiser steps."""
-    window = Window(step=jnp.where(_real(prepared.rows), step_of, -1),
-                    group=prepared.rows.group, turn=prepared.rows.turn)
+    window = Window(
+        step=jnp.where(_real(prepared.rows), step_of, -1),
+        group=prepared.rows.group,
+        turn=prepared.rows.turn,
+    )
     weights = {}
     for name, writers in terms(alg).items():
         how = next((t.aggregate for t in writers if t.aggregate is not None), alg.aggregate)
@@ -238,8 +129,10 @@ def _check_columns(alg: Algorithm, trajectories: Trajectories, step_of: Array | 
     missing = [n for n in needs(alg) if n not in known and (n in early or n not in optional)]
     if missing:
         users = [t.name for _, t in pieces(alg) if missing[0] in t.needs]
-        raise PoloptError(f"{users[0]} needs the column {missing[0]!r}: put it into "
-                          f"Trajectories.columns (there are {', '.join(sorted(known))})")
+        raise PoloptError(
+            f"{users[0]} needs the column {missing[0]!r}: put it into "
+            f"Trajectories.columns (there are {', '.join(sorted(known))})"
+        )
 
 
 def _clean(trajectories: Trajectories) -> Trajectories:
@@ -257,8 +150,10 @@ def _clean(trajectories: Trajectories) -> Trajectories:
     earned = trajectories.scored[:, None] & real & (mask | ~mask.any(axis=1, keepdims=True))
     parts = {name: jnp.where(earned, _full(x), 0) for name, x in trajectories.reward_parts.items()}
     return dataclasses.replace(
-        trajectories, reward_parts=parts,
-        logp_sampler=clean(trajectories.logp_sampler), log_keep=clean(trajectories.log_keep),
+        trajectories,
+        reward_parts=parts,
+        logp_sampler=clean(trajectories.logp_sampler),
+        log_keep=clean(trajectories.log_keep),
         columns=jax.tree.map(clean, trajectories.columns),
     )
 
@@ -313,8 +208,11 @@ def _add_credits(start: Credit, outs: list[Credit], weights: tuple) -> Credit:
 
 
 def _columns(alg: Algorithm, trajectories: Trajectories) -> dict[str, Array]:
-    known = {"logp_sampler": trajectories.logp_sampler, "log_keep": trajectories.log_keep,
-             **trajectories.columns}
+    known = {
+        "logp_sampler": trajectories.logp_sampler,
+        "log_keep": trajectories.log_keep,
+        **trajectories.columns,
+    }
     return {name: known[name] for name in needs(alg, "trajectory") if name in known}
 
 
@@ -354,8 +252,14 @@ def loss(alg: Algorithm, outputs: PolicyOutputs, prepared: Prepared) -> tuple[Ar
 
     def call(path: str, transform: Transform, surrogate: Surrogate) -> Surrogate:
         extra = _extras(path, transform, {"update": shared["memory"]}, shared["key"])
-        context = Context(credit=rows.credit, mask=rows.mask, rows=rows, outputs=outputs.columns,
-                          before=rows.before.get(path, {}), shared=shared)
+        context = Context(
+            credit=rows.credit,
+            mask=rows.mask,
+            rows=rows,
+            outputs=outputs.columns,
+            before=rows.before.get(path, {}),
+            shared=shared,
+        )
         return transform.fn(surrogate, context, **transform.arguments(), **extra)
 
     done = run(alg.trajectory, start, call, _add_surrogates, "trajectory")
@@ -379,12 +283,16 @@ def _check_outputs(alg: Algorithm, outputs: PolicyOutputs, shape: tuple[int, ...
     missing = [name for name in wants(alg) if name not in outputs.columns]
     if missing:
         users = [t.name for _, t in pieces(alg) if missing[0] in t.card.wants]
-        raise PoloptError(f"{users[0]} reads {missing[0]!r} of the current models: put it into "
-                          "PolicyOutputs.columns")
+        raise PoloptError(
+            f"{users[0]} reads {missing[0]!r} of the current models: put it into "
+            "PolicyOutputs.columns"
+        )
     for name, x in {"logp": outputs.logp, **outputs.columns}.items():
         if x.shape[:2] != shape:
-            raise PoloptError(f"outputs of {name!r} have shape {x.shape}, the rows {shape}: entry "
-                              "[n,t] speaks of tokens[n,t], there are no shifted copies")
+            raise PoloptError(
+                f"outputs of {name!r} have shape {x.shape}, the rows {shape}: entry "
+                "[n,t] speaks of tokens[n,t], there are no shifted copies"
+            )
 
 
 def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:

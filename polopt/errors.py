@@ -26,6 +26,4 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 def missing_extra(package: str, purpose: str) -> PoloptError:
     """Return the error for an optional package that is not installed."""
-    return PoloptError(
-        f'{purpose} needs the package {package!r}: pip install "polopt[run]"'
-    )
+    return PoloptError(f'{purpose} needs the package {package!r}: pip install "polopt[run]"')

@@ -30,7 +30,8 @@ def reward_piece(fn: Callable) -> Callable[..., Transform]:
 
     def lifted(credit: Credit, trajectories: Trajectories, **hyper: Any) -> Credit:
         return dataclasses.replace(
-            credit, sequence=fn(credit.sequence, trajectories.group, **hyper))
+            credit, sequence=fn(credit.sequence, trajectories.group, **hyper)
+        )
 
     return piece("reward", reads="sequence", couples="none")(_named(lifted, fn))
 

@@ -135,8 +135,9 @@ def chain(*links: Link, **named: Link) -> Chain:
     """
     pairs: list[tuple[str, Link]] = []
     for name, link in [(_name(link), link) for link in links] + list(named.items()):
-        pairs.extend(zip(link.names, link.links, strict=True) if isinstance(link, Chain)
-                     else [(name, link)])
+        pairs.extend(
+            zip(link.names, link.links, strict=True) if isinstance(link, Chain) else [(name, link)]
+        )
     return Chain(_unique([name for name, _ in pairs]), tuple(link for _, link in pairs))
 
 
@@ -189,8 +190,10 @@ def run(link: Link, x: Any, call: Callable, combine: Callable, path: str = "") -
     if isinstance(link, Transform):
         return call(path, link, x)
     if isinstance(link, Add):
-        outs = [run(child, x, call, combine, f"{path}/{name}" if path else name)
-                for name, child in zip(link.names, link.links, strict=True)]
+        outs = [
+            run(child, x, call, combine, f"{path}/{name}" if path else name)
+            for name, child in zip(link.names, link.links, strict=True)
+        ]
         return combine(x, outs, link.weights)
     for name, child in zip(link.names, link.links, strict=True):
         x = run(child, x, call, combine, f"{path}/{name}" if path else name)
@@ -219,8 +222,10 @@ def check_order(link: Link, side: str, stage: str, where: str = "") -> str:
         ends = {check_order(child, side, stage, where) for child in link.links}
         unfinished = "reward" if side == "reward" else "ratio"
         if unfinished in ends and (side == "reward" or stage != unfinished):
-            raise PoloptError(f"a branch of add() on the {side} side leaves {unfinished}: only "
-                              f"{'credits' if side == 'reward' else 'objectives'} can be summed")
+            raise PoloptError(
+                f"a branch of add() on the {side} side leaves {unfinished}: only "
+                f"{'credits' if side == 'reward' else 'objectives'} can be summed"
+            )
         return ends.pop() if len(ends) == 1 else "value" if side == "reward" else "policy"
     card = link.card
     if card.side != side:
@@ -260,8 +265,9 @@ def piece(
         kinds = {n: str(p.annotation) for n, p in signature.parameters.items()}
         hypers = [n for n, kind in kinds.items() if "float" in kind]
         columns = tuple(n for n, kind in kinds.items() if "Column" in kind)
-        made = Card(**{"side": side, "reads": reads, "columns": columns, "purpose": purpose,
-                       **card})
+        made = Card(
+            **{"side": side, "reads": reads, "columns": columns, "purpose": purpose, **card}
+        )
         types: dict[tuple[str, ...], Any] = {}
 
         @functools.wraps(fn)
@@ -273,8 +279,15 @@ def piece(
             fields = tuple(numbers)
             if fields not in types:
                 types[fields] = namedtuple(f"{fn.__name__}_hyper", fields)
-            return Transform(fn.__name__, fn, made, hooks, tuple(bound.items()),
-                             types[fields](**numbers), aggregate)
+            return Transform(
+                fn.__name__,
+                fn,
+                made,
+                hooks,
+                tuple(bound.items()),
+                types[fields](**numbers),
+                aggregate,
+            )
 
         factory.__signature__ = signature  # type: ignore[attr-defined]
         factory.card = made  # type: ignore[attr-defined]
@@ -289,8 +302,11 @@ def _number(value: Any) -> Any:
 
 def _factory_signature(fn: Callable) -> inspect.Signature:
     """The keyword-only parameters of `fn`, which a factory also takes by place."""
-    kinds = [p for p in inspect.signature(fn).parameters.values()
-             if p.kind is p.KEYWORD_ONLY and p.name not in ("memory", "key")]
+    kinds = [
+        p
+        for p in inspect.signature(fn).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("memory", "key")
+    ]
     return inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in kinds])
 
 
@@ -298,8 +314,10 @@ def _bind(name: str, signature: inspect.Signature, args: tuple, kwargs: dict) ->
     for given in kwargs:
         if given not in signature.parameters:
             known = list(signature.parameters)
-            raise PoloptError(f"{name}() has no argument {given!r}{did_you_mean(given, known)}"
-                              f" (it takes {', '.join(known) or 'none'})")
+            raise PoloptError(
+                f"{name}() has no argument {given!r}{did_you_mean(given, known)}"
+                f" (it takes {', '.join(known) or 'none'})"
+            )
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

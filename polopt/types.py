@@ -183,8 +183,10 @@ class Context:
           PoloptError: the piece has not declared that it needs the column.
         """
         if name not in self.rows.columns:
-            raise PoloptError(f"a piece reads the column {name!r} without needs=({name!r},) in its "
-                              f"@piece (declared: {', '.join(self.rows.columns) or 'none'})")
+            raise PoloptError(
+                f"a piece reads the column {name!r} without needs=({name!r},) in its "
+                f"@piece (declared: {', '.join(self.rows.columns) or 'none'})"
+            )
         return self.rows.columns[name]
 
 

@@ -14,9 +14,14 @@ def one_token_rows(credit, **columns) -> Trajectories:
     """N rows of one prompt token and one action, each worth its credit."""
     n = len(credit)
     return Trajectories.build(
-        [[1]] * n, [[2]] * n, list(map(float, credit)), group=n,
-        columns={k: np.stack([np.zeros(n), v], axis=1).astype(np.float32)
-                 for k, v in columns.items()})
+        [[1]] * n,
+        [[2]] * n,
+        list(map(float, credit)),
+        group=n,
+        columns={
+            k: np.stack([np.zeros(n), v], axis=1).astype(np.float32) for k, v in columns.items()
+        },
+    )
 
 
 def objectives(*links, log_ratio, credit, columns=None, outputs=None):
@@ -24,17 +29,21 @@ def objectives(*links, log_ratio, credit, columns=None, outputs=None):
 
     The loss is linear in the weights, so that minus its gradient by a weight is the objective.
     """
-    alg = Algorithm(reward=chain(outcome_return()), trajectory=chain(*links),
-                    aggregate=token_sum())
+    alg = Algorithm(reward=chain(outcome_return()), trajectory=chain(*links), aggregate=token_sum())
     old = np.full(len(credit), -1.0)
     batch = one_token_rows(credit, logp_old=old, **(columns or {}))
-    said = {name: np.stack([np.zeros_like(old), v], axis=1).astype(np.float32)
-            for name, v in {"logp": old + log_ratio, **(outputs or {})}.items()}
+    said = {
+        name: np.stack([np.zeros_like(old), v], axis=1).astype(np.float32)
+        for name, v in {"logp": old + log_ratio, **(outputs or {})}.items()
+    }
     given = PolicyOutputs(logp=said.pop("logp"), columns=said)
     (by_output, by_weight), info = _gradients(alg, batch, given)
     gradients = {"logp": by_output.logp, **by_output.columns}
-    return ({name: -np.asarray(x)[:, 1] for name, x in by_weight.items()},
-            {name: np.asarray(x)[:, 1] for name, x in gradients.items()}, info)
+    return (
+        {name: -np.asarray(x)[:, 1] for name, x in by_weight.items()},
+        {name: np.asarray(x)[:, 1] for name, x in gradients.items()},
+        info,
+    )
 
 
 @jax.jit

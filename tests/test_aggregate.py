@@ -6,8 +6,13 @@ from polopt import aggregate
 from polopt.aggregate import Window
 
 STEPPED = {
-    "token_mean": {}, "sequence_mean": {}, "sequence_sum_mean": {}, "sequence_mean_sum": {},
-    "constant_length": {"length": 7.0}, "turn_mean": {}, "group_mean": {"ddof": 0},
+    "token_mean": {},
+    "sequence_mean": {},
+    "sequence_sum_mean": {},
+    "sequence_mean_sum": {},
+    "constant_length": {"length": 7.0},
+    "turn_mean": {},
+    "group_mean": {"ddof": 0},
     "token_sum": {},
 }
 N, T, BATCHES = 12, 8, 20
@@ -66,11 +71,22 @@ def test_on_rows_of_equal_length_all_agree_up_to_a_factor():
     """Identity 18 of the catalogue."""
     mask = np.zeros((4, T), bool)
     mask[:, 2:6] = True
-    window = Window(step=np.zeros(4, np.int32), group=np.array([0, 0, 1, 1], np.int32),
-                    turn=np.where(mask, 0, -1).astype(np.int32))
-    factor = {"token_mean": 1 / 16, "sequence_mean": 1 / 16, "sequence_sum_mean": 1 / 4,
-              "sequence_mean_sum": 1 / 4, "constant_length": 1 / 28, "turn_mean": 1 / 16,
-              "group_mean": 1 / 16, "token_sum": 1.0}
+    window = Window(
+        step=np.zeros(4, np.int32),
+        group=np.array([0, 0, 1, 1], np.int32),
+        turn=np.where(mask, 0, -1).astype(np.int32),
+    )
+    factor = {
+        "token_mean": 1 / 16,
+        "sequence_mean": 1 / 16,
+        "sequence_sum_mean": 1 / 4,
+        "sequence_mean_sum": 1 / 4,
+        "constant_length": 1 / 28,
+        "turn_mean": 1 / 16,
+        "group_mean": 1 / 16,
+        "token_sum": 1.0,
+    }
     for name, hyper in STEPPED.items():
-        np.testing.assert_allclose(weights(name, mask, window, **hyper), mask * factor[name],
-                                   rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            weights(name, mask, window, **hyper), mask * factor[name], rtol=1e-6, err_msg=name
+        )

@@ -8,10 +8,16 @@ PROMPTS, COMPLETIONS = [[1, 2], [1, 2], [3]], [[4, 5, 6], [7], []]
 
 
 def build(**changes):
-    given = {"prompts": PROMPTS, "completions": COMPLETIONS, "rewards": [1.0, 0.5, 2.0],
-             "group": [0, 0, 1], **changes}
-    return Trajectories.build(given.pop("prompts"), given.pop("completions"),
-                              given.pop("rewards"), **given)
+    given = {
+        "prompts": PROMPTS,
+        "completions": COMPLETIONS,
+        "rewards": [1.0, 0.5, 2.0],
+        "group": [0, 0, 1],
+        **changes,
+    }
+    return Trajectories.build(
+        given.pop("prompts"), given.pop("completions"), given.pop("rewards"), **given
+    )
 
 
 def test_rows_are_left_aligned_and_padded_on_the_right():
@@ -53,22 +59,28 @@ def test_log_probabilities_and_stops_are_recorded():
     assert made.stop.tolist() == [1, 3, 0]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"completions": [[4]]}, "completions has 1 rows but there are 3 prompts"),
-    ({"rewards": [1.0]}, r"rewards\['reward'\] has 1 rows but there are 3 prompts"),
-    ({"rewards": [[1.0], 0.0, 0.0]}, r"rewards\['reward'\]\[0\] has 1 entries but its completion "
-                                     "has 3 tokens"),
-    ({"rewards": [float("nan"), 0, 0]}, r"rewards\['reward'\]\[0\] is not finite; None says"),
-    ({"logp_sampler": [[-1.0], [-1.0], []]}, r"logp_sampler\[0\] has 1 entries"),
-    ({"action_mask": [[True] * 3, [True] * 2, []]}, r"action_mask\[1\] has 2 entries"),
-    ({"stop": [1]}, "stop has 1 rows"),
-    ({"group": 2}, "group=2 does not divide the 3 rows"),
-    ({"group": 0}, "group=0 does not divide"),
-    ({"group": [0, 1]}, "group has 2 ids but there are 3 rows"),
-    ({"group": [0, 0, 3]}, r"group ids must lie in \[0, 3\); got 0..3"),
-    ({"group": [0, 1, 1]}, "rows 1 and 2 are in group 1 but have different prompts"),
-    ({"width": 4}, "row 0 has 5 tokens; width is 4"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completions": [[4]]}, "completions has 1 rows but there are 3 prompts"),
+        ({"rewards": [1.0]}, r"rewards\['reward'\] has 1 rows but there are 3 prompts"),
+        (
+            {"rewards": [[1.0], 0.0, 0.0]},
+            r"rewards\['reward'\]\[0\] has 1 entries but its completion "
+            "has 3 tokens",
+        ),
+        ({"rewards": [float("nan"), 0, 0]}, r"rewards\['reward'\]\[0\] is not finite; None says"),
+        ({"logp_sampler": [[-1.0], [-1.0], []]}, r"logp_sampler\[0\] has 1 entries"),
+        ({"action_mask": [[True] * 3, [True] * 2, []]}, r"action_mask\[1\] has 2 entries"),
+        ({"stop": [1]}, "stop has 1 rows"),
+        ({"group": 2}, "group=2 does not divide the 3 rows"),
+        ({"group": 0}, "group=0 does not divide"),
+        ({"group": [0, 1]}, "group has 2 ids but there are 3 rows"),
+        ({"group": [0, 0, 3]}, r"group ids must lie in \[0, 3\); got 0..3"),
+        ({"group": [0, 1, 1]}, "rows 1 and 2 are in group 1 but have different prompts"),
+        ({"width": 4}, "row 0 has 5 tokens; width is 4"),
+    ],
+)
 def test_bad_input_is_one_clear_line(changes, message):
     with pytest.raises(PoloptError, match=message) as caught:
         build(**changes)

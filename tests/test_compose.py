@@ -18,7 +18,7 @@ from polopt import (
     chain,
 )
 from polopt.aggregate import sequence_mean
-from polopt.compose import coupling, needs, single_step, terms, wants
+from polopt.algorithm import coupling, needs, single_step, terms, wants
 from polopt.numerics import token_info, uniform_by_identity
 from polopt.reward import (
     drop_truncated,
@@ -52,8 +52,9 @@ def test_what_an_algorithm_needs_is_derived_from_its_pieces():
 
 
 def test_replace_a_link_or_a_field_by_name():
-    changed = algorithms.grpo().replace(clip=clip(0.1, 0.3), aggregate=sequence_mean(),
-                                        update=Update(epochs=2))
+    changed = algorithms.grpo().replace(
+        clip=clip(0.1, 0.3), aggregate=sequence_mean(), update=Update(epochs=2)
+    )
     assert changed.trajectory.links[1] == clip(0.1, 0.3)
     assert changed.update.epochs == 2
     assert algorithms.grpo().trajectory.links[1] == clip(0.2, 0.2)
@@ -76,8 +77,11 @@ def test_algorithms_are_equal_by_value():
 
 def test_a_missing_column_is_named_with_its_reader():
     batch = one_token_rows(CREDIT, logp_old=LOG)
-    with pytest.raises(PoloptError, match="kl_penalty needs the column 'logp_ref': put it into "
-                                          r"Trajectories.columns \(there are .*logp_old"):
+    with pytest.raises(
+        PoloptError,
+        match="kl_penalty needs the column 'logp_ref': put it into "
+        r"Trajectories.columns \(there are .*logp_old",
+    ):
         polopt.prepare(algorithms.grpo(), batch)
     bare = one_token_rows(CREDIT)
     with pytest.raises(PoloptError, match="token_ratio needs the column 'logp_old'"):
@@ -116,8 +120,10 @@ def test_windows_of_optimiser_steps():
     # A step alone is the batch of its rows.
     only = step == 1
     alone = dataclasses.replace(batch, action_mask=batch.action_mask & only[:, None])
-    near(np.asarray(stepped.rows.weights["policy"])[only],
-         np.asarray(polopt.prepare(alg, alone)[0].rows.weights["policy"])[only])
+    near(
+        np.asarray(stepped.rows.weights["policy"])[only],
+        np.asarray(polopt.prepare(alg, alone)[0].rows.weights["policy"])[only],
+    )
 
 
 def test_keep_leaves_the_denominator_and_a_mask_only_the_numerator():
@@ -146,8 +152,9 @@ def test_a_row_without_a_score_has_no_credit_and_stays_in_the_denominator():
 
 
 def test_components_of_the_reward_are_summed():
-    batch = Trajectories.build([[1]] * 2, [[2, 3]] * 2, {
-        "outcome": [1.0, 0.0], "process": [[0.25, 0], [0, 0.5]]}, group=2)
+    batch = Trajectories.build(
+        [[1]] * 2, [[2, 3]] * 2, {"outcome": [1.0, 0.0], "process": [[0.25, 0], [0, 0.5]]}, group=2
+    )
     alg = Algorithm(reward=chain(reward_to_go()), trajectory=TRAJECTORY)
     near(polopt.prepare(alg, batch)[0].credit, [[0, 1.25, 1], [0, 0.5, 0.5]])
 
@@ -157,18 +164,27 @@ def test_components_of_the_reward_are_summed():
 
 def test_credits_in_parallel():
     batch = one_token_rows([1.0, 3.0])
-    both = Algorithm(trajectory=TRAJECTORY, reward=chain(
-        outcome_return(), add(group_mean_baseline(), chain(), weights=(1.0, 0.5))))
+    both = Algorithm(
+        trajectory=TRAJECTORY,
+        reward=chain(outcome_return(), add(group_mean_baseline(), chain(), weights=(1.0, 0.5))),
+    )
     near(polopt.prepare(both, batch)[0].credit[:, 1], [-1 + 0.5, 1 + 1.5])
-    mixed = Algorithm(trajectory=TRAJECTORY, reward=chain(
-        add(chain(outcome_return(), group_mean_baseline()), reward_to_go())))
+    mixed = Algorithm(
+        trajectory=TRAJECTORY,
+        reward=chain(add(chain(outcome_return(), group_mean_baseline()), reward_to_go())),
+    )
     near(polopt.prepare(mixed, batch)[0].credit[:, 1], [-1 + 1, 1 + 3])
 
 
 def test_objectives_in_parallel():
     parts = add(clip(0.2, 0.2), chain(clip(9.0, 9.0), entropy_bonus(0.1)), weights=(0.25, 0.75))
-    terms_, gradient, _ = objectives(token_ratio(), parts, log_ratio=LOG, credit=CREDIT,
-                                     outputs={"entropy": np.array([1.0, 2.0])})
+    terms_, gradient, _ = objectives(
+        token_ratio(),
+        parts,
+        log_ratio=LOG,
+        credit=CREDIT,
+        outputs={"entropy": np.array([1.0, 2.0])},
+    )
     near(terms_["policy"], [0.25 * 2.4 + 0.75 * 3.0, 0.25 * -0.8 + 0.75 * -0.5])
     near(terms_["entropy"], [0.075, 0.15])
     near(gradient["logp"], [-0.75 * 3, 0.75 * 0.5])
@@ -177,8 +193,14 @@ def test_objectives_in_parallel():
 def test_a_term_before_a_sum_is_not_counted_by_its_branches():
     parts = add(clip(9.0, 9.0), entropy_bonus(0.1))
     terms_, _, _ = objectives(
-        kl_penalty(coefficient=1.0), token_ratio(), parts, log_ratio=LOG, credit=CREDIT,
-        columns={"logp_ref": np.full(2, -1.0)}, outputs={"entropy": np.ones(2)})
+        kl_penalty(coefficient=1.0),
+        token_ratio(),
+        parts,
+        log_ratio=LOG,
+        credit=CREDIT,
+        columns={"logp_ref": np.full(2, -1.0)},
+        outputs={"entropy": np.ones(2)},
+    )
     near(terms_["kl"], -(np.exp(-LOG) - 1 + LOG))
 
 
@@ -203,8 +225,9 @@ def test_objective_is_prepare_then_loss_and_info_is_of_pairs():
 # ------------------------------------------------------------------ memory and draws
 
 
-@polopt.piece("reward", reads="sequence", clock="rollout",
-              init=lambda prompts, **_: jnp.zeros(prompts))
+@polopt.piece(
+    "reward", reads="sequence", clock="rollout", init=lambda prompts, **_: jnp.zeros(prompts)
+)
 def running_baseline(credit, trajectories, *, memory, rate: float = 0.5):
     """Subtracts what the prompt earned before."""
     seen = credit.sequence - memory[trajectories.prompt]
@@ -212,9 +235,13 @@ def running_baseline(credit, trajectories, *, memory, rate: float = 0.5):
     return dataclasses.replace(credit, sequence=seen), memory
 
 
-@polopt.piece("trajectory", reads="policy", clock="update",
-              init=lambda prompts, **_: jnp.float32(0.0),
-              advance=lambda memory, info, **_: memory + info["policy/entropy"].value())
+@polopt.piece(
+    "trajectory",
+    reads="policy",
+    clock="update",
+    init=lambda prompts, **_: jnp.float32(0.0),
+    advance=lambda memory, info, **_: memory + info["policy/entropy"].value(),
+)
 def adaptive(surrogate, context, *, memory):
     """Scales the objective by what it has seen."""
     term = surrogate.terms["policy"]
@@ -224,8 +251,10 @@ def adaptive(surrogate, context, *, memory):
 
 
 def remembering() -> Algorithm:
-    return Algorithm(reward=chain(outcome_return(), running_baseline()),
-                     trajectory=chain(policy_gradient(), adaptive()))
+    return Algorithm(
+        reward=chain(outcome_return(), running_baseline()),
+        trajectory=chain(policy_gradient(), adaptive()),
+    )
 
 
 def test_memory_keeps_two_clocks():
@@ -274,8 +303,10 @@ def test_draws_are_addressed_by_identity():
 
 def test_two_pieces_draw_apart():
     """Names of the same letters are different names."""
-    alg = Algorithm(reward=chain(outcome_return(), add(chain(ab=dropout()), chain(ba=dropout()))),
-                    trajectory=TRAJECTORY)
+    alg = Algorithm(
+        reward=chain(outcome_return(), add(chain(ab=dropout()), chain(ba=dropout()))),
+        trajectory=TRAJECTORY,
+    )
     batch = random_trajectories(0)
     credit = np.asarray(polopt.prepare(alg, batch, key=jax.random.key(0))[0].credit)
     whole = np.asarray(polopt.prepare(algorithms.reinforce(), batch)[0].credit)

@@ -27,8 +27,11 @@ def squared(ratio, credit, *, pull: float = 0.5):
 
 
 def mine() -> Algorithm:
-    return Algorithm(name="mine", reward=chain(outcome_return(), shifted(2.0)),
-                     trajectory=chain(token_ratio(), squared(0.25)))
+    return Algorithm(
+        name="mine",
+        reward=chain(outcome_return(), shifted(2.0)),
+        trajectory=chain(token_ratio(), squared(0.25)),
+    )
 
 
 def test_a_plain_function_becomes_a_factory():
@@ -46,8 +49,9 @@ def test_the_lifted_reward_piece_acts_on_one_number_per_row():
 
 
 def test_the_lifted_trajectory_piece_is_the_objective():
-    terms, gradient, _ = objectives(token_ratio(), squared(0.25), log_ratio=np.log([1.5, 0.5]),
-                                    credit=np.array([2.0, -1.0]))
+    terms, gradient, _ = objectives(
+        token_ratio(), squared(0.25), log_ratio=np.log([1.5, 0.5]), credit=np.array([2.0, -1.0])
+    )
     np.testing.assert_allclose(terms["policy"], [3 - 0.0625, -0.5 - 0.0625], rtol=1e-6)
     # d/dl = ratio * (credit - 2 pull (ratio - 1)), with the loss's sign
     np.testing.assert_allclose(gradient["logp"], [-1.5 * 1.75, 0.5 * 0.75], rtol=1e-5)

@@ -46,7 +46,8 @@ def test_equal_pieces_are_equal_by_value_and_by_structure():
 def test_a_number_that_is_none_is_structure():
     assert jax.tree.leaves(detach_weight(low=None, high=0.28)) == [0.28]
     assert jax.tree.structure(detach_weight(high=0.28)) != jax.tree.structure(
-        detach_weight(low=0.2, high=0.28))
+        detach_weight(low=0.2, high=0.28)
+    )
     assert detach_weight().arguments().get("low") is None
 
 
@@ -56,16 +57,25 @@ def test_options_that_name_a_column_are_needs():
     assert gae(bootstrap="bootstrap_value").needs == ("value", "bootstrap_value")
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: clip(hihg=0.3), r"clip\(\) has no argument 'hihg'; did you mean 'high'\? "
-                             r"\(it takes low, high\)"),
-    (lambda: outcome_return(gamma=1.0), r"outcome_return\(\) has no argument 'gamma' "
-                                        r"\(it takes none\)"),
-    (lambda: clip(0.1, 0.2, 0.3), r"clip\(\): too many positional arguments"),
-    (lambda: add(), r"add\(\) needs at least one branch"),
-    (lambda: add(clip(), weights=(1.0, 2.0)), r"add\(\) has 1 branches but 2 weights"),
-    (lambda: chain(clip), "a chain is made of pieces, chains and sums; got"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: clip(hihg=0.3),
+            r"clip\(\) has no argument 'hihg'; did you mean 'high'\? "
+            r"\(it takes low, high\)",
+        ),
+        (
+            lambda: outcome_return(gamma=1.0),
+            r"outcome_return\(\) has no argument 'gamma' "
+            r"\(it takes none\)",
+        ),
+        (lambda: clip(0.1, 0.2, 0.3), r"clip\(\): too many positional arguments"),
+        (lambda: add(), r"add\(\) needs at least one branch"),
+        (lambda: add(clip(), weights=(1.0, 2.0)), r"add\(\) has 1 branches but 2 weights"),
+        (lambda: chain(clip), "a chain is made of pieces, chains and sums; got"),
+    ],
+)
 def test_bad_input_is_one_clear_line(call, message):
     with pytest.raises(PoloptError, match=message) as caught:
         call()
@@ -91,8 +101,12 @@ def test_names_given_by_hand_are_kept():
 def test_every_link_has_a_path_of_its_own():
     made = chain(token_ratio(), add(clip(), chain(clip(), kl_penalty())), clip())
     assert [path for path, _ in walk(made, "trajectory")] == [
-        "trajectory/token_ratio", "trajectory/add/clip", "trajectory/add/chain/clip",
-        "trajectory/add/chain/kl_penalty", "trajectory/clip"]
+        "trajectory/token_ratio",
+        "trajectory/add/clip",
+        "trajectory/add/chain/clip",
+        "trajectory/add/chain/kl_penalty",
+        "trajectory/clip",
+    ]
 
 
 def test_replace_reaches_into_sums_and_counts():
@@ -100,42 +114,73 @@ def test_replace_reaches_into_sums_and_counts():
     changed, count = replace_link(made, "clip", detach_weight())
     assert count == 2
     assert [t.name for _, t in walk(changed)] == [
-        "token_ratio", "detach_weight", "detach_weight", "kl_penalty"]
+        "token_ratio",
+        "detach_weight",
+        "detach_weight",
+        "kl_penalty",
+    ]
     assert replace_link(made, "nothing", clip()) == (made, 0)
 
 
 REWARD, TRAJECTORY = chain(outcome_return()), chain(policy_gradient())
 
 
-@pytest.mark.parametrize(("reward", "trajectory", "message"), [
-    (chain(group_mean_baseline(), outcome_return()), TRAJECTORY,
-     "wrong order on the reward side: group_mean_baseline reads sequence, but what stands before "
-     "it leaves reward"),
-    (chain(gae(), group_std_scale()), TRAJECTORY,
-     "group_std_scale reads sequence, but what stands before it leaves value"),
-    (chain(outcome_return(), kl_in_reward()), TRAJECTORY,
-     "kl_in_reward reads reward, but what stands before it leaves sequence"),
-    (chain(), TRAJECTORY, r"the reward side ends without a return: add outcome_return\(\)"),
-    (REWARD, chain(clip(), token_ratio()), "clip reads ratio, but .* leaves logp"),
-    (REWARD, chain(token_ratio(), clip(), sequence_ratio()),
-     "sequence_ratio reads logp, but .* leaves policy"),
-    (REWARD, chain(token_ratio()), "the trajectory side has no objective"),
-    (chain(clip()), TRAJECTORY, "clip is a trajectory piece, not a reward piece"),
-    (REWARD, chain(outcome_return()), "outcome_return is a reward piece, not a trajectory piece"),
-    (chain(add(kl_in_reward(), overlong_soft_penalty()), outcome_return()), TRAJECTORY,
-     r"a branch of add\(\) on the reward side leaves reward: only credits can be summed"),
-    (REWARD, chain(add(token_ratio(), sequence_ratio()), clip()),
-     r"a branch of add\(\) on the trajectory side leaves ratio: only objectives can be summed"),
-])
+@pytest.mark.parametrize(
+    ("reward", "trajectory", "message"),
+    [
+        (
+            chain(group_mean_baseline(), outcome_return()),
+            TRAJECTORY,
+            "wrong order on the reward side: group_mean_baseline reads sequence, but what stands before "
+            "it leaves reward",
+        ),
+        (
+            chain(gae(), group_std_scale()),
+            TRAJECTORY,
+            "group_std_scale reads sequence, but what stands before it leaves value",
+        ),
+        (
+            chain(outcome_return(), kl_in_reward()),
+            TRAJECTORY,
+            "kl_in_reward reads reward, but what stands before it leaves sequence",
+        ),
+        (chain(), TRAJECTORY, r"the reward side ends without a return: add outcome_return\(\)"),
+        (REWARD, chain(clip(), token_ratio()), "clip reads ratio, but .* leaves logp"),
+        (
+            REWARD,
+            chain(token_ratio(), clip(), sequence_ratio()),
+            "sequence_ratio reads logp, but .* leaves policy",
+        ),
+        (REWARD, chain(token_ratio()), "the trajectory side has no objective"),
+        (chain(clip()), TRAJECTORY, "clip is a trajectory piece, not a reward piece"),
+        (
+            REWARD,
+            chain(outcome_return()),
+            "outcome_return is a reward piece, not a trajectory piece",
+        ),
+        (
+            chain(add(kl_in_reward(), overlong_soft_penalty()), outcome_return()),
+            TRAJECTORY,
+            r"a branch of add\(\) on the reward side leaves reward: only credits can be summed",
+        ),
+        (
+            REWARD,
+            chain(add(token_ratio(), sequence_ratio()), clip()),
+            r"a branch of add\(\) on the trajectory side leaves ratio: only objectives can be summed",
+        ),
+    ],
+)
 def test_a_wrong_order_is_refused_naming_the_pieces(reward, trajectory, message):
     with pytest.raises(PoloptError, match=message):
         Algorithm(reward=reward, trajectory=trajectory)
 
 
 def test_a_bonus_may_stand_anywhere_and_in_a_sum():
-    for trajectory in (chain(entropy_bonus(), policy_gradient()),
-                       chain(token_ratio(), entropy_bonus(), clip()),
-                       chain(add(chain(token_ratio(), clip()), entropy_bonus()))):
+    for trajectory in (
+        chain(entropy_bonus(), policy_gradient()),
+        chain(token_ratio(), entropy_bonus(), clip()),
+        chain(add(chain(token_ratio(), clip()), entropy_bonus())),
+    ):
         assert Algorithm(reward=REWARD, trajectory=trajectory)
 
 

@@ -29,8 +29,9 @@ def test_records_are_frozen_keyword_only_pytrees():
 
 
 def test_every_field_of_trajectories_is_a_leaf_with_rows():
-    made = Trajectories.build([[1], [1]], [[2], [3, 4]], [1.0, 0.0], group=2,
-                              columns={"greedy_return": np.zeros(2)})
+    made = Trajectories.build(
+        [[1], [1]], [[2], [3, 4]], [1.0, 0.0], group=2, columns={"greedy_return": np.zeros(2)}
+    )
     leaves = jax.tree.leaves(made)
     assert len(leaves) == len(dataclasses.fields(Trajectories))
     assert {leaf.shape[0] for leaf in leaves} == {2}
@@ -43,8 +44,11 @@ def test_terminated_and_truncated_are_different_things():
 
 def test_info_merges_over_any_split():
     def info(total, weight, largest, count):
-        return {"m": Mean(sum=np.float32(total), weight=np.float32(weight)),
-                "x": Max(max=np.float32(largest)), "n": Count(count=np.int32(count))}
+        return {
+            "m": Mean(sum=np.float32(total), weight=np.float32(weight)),
+            "x": Max(max=np.float32(largest)),
+            "n": Count(count=np.int32(count)),
+        }
 
     parts = [info(1, 1, 5, 2), info(6, 2, -1, 0), info(0, 0, 0, 1)]
     for a, b, c in (parts, parts[::-1]):

@@ -1,6 +1,6 @@
 """How good a base model is: accuracy at temperature 1 and greedy, by the way it answers.
 
-    python experiments/base_model/evaluate.py [folder] [--samples 4]
+python experiments/base_model/evaluate.py [folder] [--samples 4]
 """
 
 import argparse
@@ -41,8 +41,14 @@ def sample(model, params, tokenizer, task, decoding, samples):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     complete = functools.partial(
-        generate, model, params, key=jax.random.key(0), group_size=samples,
-        max_new_tokens=NEW_TOKENS, decoding=decoding, eos_ids=tokenizer.eos_ids,
+        generate,
+        model,
+        params,
+        key=jax.random.key(0),
+        group_size=samples,
+        max_new_tokens=NEW_TOKENS,
+        decoding=decoding,
+        eos_ids=tokenizer.eos_ids,
     )
     ids = np.arange(len(prompts) * samples, dtype=np.int32)
     return jax.device_get(complete(tokens, lengths, ids))

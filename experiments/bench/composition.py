@@ -1,8 +1,8 @@
 """What composition costs: the update of a composed method against a plain weighted log-likelihood.
 
 Both are one guarded optimiser step of the same decoder, head, optimiser and rows; the plain one's
-loss is written by hand as `−Σ weight·logp`. Prints FLOPs and bytes of the compiled programs, and the median of the
-paired time ratios with its 95 % bootstrap interval.
+loss is written by hand as `−Σ weight·logp`. Prints FLOPs and bytes of the compiled programs, and the
+median of the paired time ratios with its 95 % bootstrap interval.
 
     python experiments/bench/composition.py --pairs 100
 """
@@ -25,8 +25,14 @@ from polopt.train.rows import take
 from polopt.train.update import apply_gradient, init_state, make_update
 
 CONFIG = DecoderConfig(
-    vocab_size=8192, hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=4, head_dim=64,
-    mlp_size=688, max_length=192,
+    vocab_size=8192,
+    hidden_size=256,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=64,
+    mlp_size=688,
+    max_length=192,
 )
 
 
@@ -64,8 +70,13 @@ def seconds(run) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--shape", type=int, nargs=4, default=(4, 8, 64, 128),
-                        metavar=("PROMPTS", "GROUP", "PROMPT", "COMPLETION"))
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=4,
+        default=(4, 8, 64, 128),
+        metavar=("PROMPTS", "GROUP", "PROMPT", "COMPLETION"),
+    )
     args = parser.parse_args()
     model = LanguageModel(CONFIG)
     params = {"policy": model.init(jax.random.key(0))}
@@ -75,7 +86,8 @@ def main() -> None:
     alg = algorithms.grpo()
     prepared, memory = jax.jit(lambda t: polopt.prepare(alg, t))(trajectories)
     ours = jax.jit(
-        make_update(alg, {"policy": model}, optimizer, micro_batch=len(rows)), donate_argnums=0)
+        make_update(alg, {"policy": model}, optimizer, micro_batch=len(rows)), donate_argnums=0
+    )
     plain = plain_update(alg, model, optimizer)
     weights = prepared.rows.weights["policy"] * prepared.credit
     held = {name: init_state(params, optimizer, memory) for name in ("ours", "plain")}
@@ -89,11 +101,13 @@ def main() -> None:
 
     def run_ours() -> None:
         held["ours"], _ = jax.block_until_ready(
-            compiled["ours"](held["ours"], trajectories, prepared, rows))
+            compiled["ours"](held["ours"], trajectories, prepared, rows)
+        )
 
     def run_plain() -> None:
         held["plain"], _ = jax.block_until_ready(
-            compiled["plain"](held["plain"], trajectories, weights, rows))
+            compiled["plain"](held["plain"], trajectories, weights, rows)
+        )
 
     run_ours(), run_plain()
     ratios, times = [], []
@@ -105,8 +119,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
-    print(f"time            composed {statistics.median(times):.3f} s   median of {len(ratios)} "
-          f"paired ratios {statistics.median(ratios):.4f} (95 % {low:.4f} to {high:.4f})")
+    print(
+        f"time            composed {statistics.median(times):.3f} s   median of {len(ratios)} "
+        f"paired ratios {statistics.median(ratios):.4f} (95 % {low:.4f} to {high:.4f})"
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,26 @@ def run(key: str, seed: int, steps: int, folder: Path) -> Path:
     out = folder / f"{key}-{seed}"
     done = out / "metrics.jsonl"
     if not (done.exists() and read_metrics(out)[-1]["step"] == steps):
-        command = [sys.executable, "-m", "polopt", "train", "--algorithm", key,
-                   "--seed", str(seed), "--steps", str(steps), "--eval-every", "10",
-                   "--checkpoint-every", "0", "--no-plot", "--quiet", "--run", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "polopt",
+            "train",
+            "--algorithm",
+            key,
+            "--seed",
+            str(seed),
+            "--steps",
+            str(steps),
+            "--eval-every",
+            "0",
+            "--checkpoint-every",
+            "0",
+            "--no-plot",
+            "--quiet",
+            "--run",
+            str(out),
+        ]
         if out.exists():
             command.append("--resume")
         start = time.perf_counter()
@@ -48,19 +65,27 @@ def row(key: str, runs: list[Path]) -> dict:
     before = [e[0]["eval/accuracy"] for e in evaluations]
     after = [e[-1]["eval/accuracy"] for e in evaluations]
     problems = evaluations[0][0]["eval/problems"]
-    rises = [wilson_difference(b, problems, a, problems) for b, a in zip(before, after)]
+    rises = [
+        wilson_difference(b, problems, a, problems) for b, a in zip(before, after, strict=True)
+    ]
     return {
-        "method": key, "before": before, "after": after,
+        "method": key,
+        "before": before,
+        "after": after,
         "length": [[e[0]["eval/length"], e[-1]["eval/length"]] for e in evaluations],
         "rise_low": [low for low, _ in rises],
         "step_seconds": statistics.median(
-            r["time/step"] for out in runs for r in read_metrics(out)[2:] if "time/step" in r),
+            r["time/step"] for out in runs for r in read_metrics(out)[2:] if "time/step" in r
+        ),
     }
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| method | before | after (median; each seed) | smallest rise, 95 % lower end | "
-             "length | s/step |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | before | after (median; each seed) | smallest rise, 95 % lower end | "
+        "length | s/step |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in rows:
         each = ", ".join(f"{100 * a:.0f}" for a in r["after"])
         length = [statistics.median(x[i] for x in r["length"]) for i in (0, 1)]
@@ -68,7 +93,8 @@ def table(rows: list[dict]) -> str:
             f"| `{r['method']}` | {100 * statistics.median(r['before']):.1f} % "
             f"| **{100 * statistics.median(r['after']):.1f} %** ({each}) "
             f"| {100 * min(r['rise_low']):+.1f} points | {length[0]:.1f} → {length[1]:.1f} "
-            f"| {r['step_seconds']:.2f} |")
+            f"| {r['step_seconds']:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -86,10 +112,11 @@ def main() -> None:
     rows = [row(key, runs[key]) for key in args.methods]
     info = json.loads((runs[args.methods[0]][0] / "info.json").read_text())
     versions = {k: info[k] for k in ("polopt", "jax", "flax", "optax", "numpy") if k in info}
+    seeds = " ".join(map(str, args.seeds))
     setting = {
-        "command": f"python experiments/core_methods/run.py --seeds {' '.join(map(str, args.seeds))}"
-                   f" --steps {args.steps}",
-        "python": platform.python_version(), "versions": versions,
+        "command": f"python experiments/core_methods/run.py --seeds {seeds} --steps {args.steps}",
+        "python": platform.python_version(),
+        "versions": versions,
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
     }
     text = json.dumps({**setting, "rows": rows}, indent=1)

@@ -1,7 +1,7 @@
 """GRPO and the methods that change one of its parts."""
 
 from polopt.aggregate import constant_length, sequence_mean, token_mean
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 from polopt.divergence import k3
 from polopt.reward import (
     drop_zero_spread_groups,
@@ -50,8 +50,13 @@ def dapo(*, max_length: float = 20480, cache: float = 4096) -> Algorithm:
     """DAPO (2503.14476): clip higher, sample dynamically, weigh tokens alike, shape length."""
     return Algorithm(
         name="dapo",
-        reward=chain(overlong_soft_penalty(max_length, cache), outcome_return(),
-                     drop_zero_spread_groups(), group_mean_baseline(), group_std_scale()),
+        reward=chain(
+            overlong_soft_penalty(max_length, cache),
+            outcome_return(),
+            drop_zero_spread_groups(),
+            group_mean_baseline(),
+            group_std_scale(),
+        ),
         trajectory=chain(token_ratio(), clip(0.2, 0.28)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=16, refill=Refill(by=spread, max_rounds=10)),

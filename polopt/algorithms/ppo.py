@@ -1,7 +1,7 @@
 """Actor-critic methods."""
 
 from polopt.aggregate import token_mean
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 from polopt.divergence import k1
 from polopt.reward import batch_whiten, gae, kl_in_reward
 from polopt.trajectory import (

@@ -1,7 +1,7 @@
 """REINFORCE and its critic-free relatives."""
 
 from polopt.aggregate import sequence_sum_mean, token_mean
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 from polopt.divergence import k1
 from polopt.reward import (
     batch_whiten,

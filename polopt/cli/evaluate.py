@@ -27,8 +27,10 @@ def run(argv: Sequence[str], complete: Complete | None = None) -> int:
     samples = int(result["samples"])
     asked = f"{result['problems']} problems" + (f", {samples} samples each" if samples > 1 else "")
     print(f"{config.model} on {config.data or config.task}: {asked}")
-    print(f"accuracy   {100 * result['accuracy']:.1f} %  (95 % interval "
-          f"{100 * result['low']:.1f} to {100 * result['high']:.1f})")
+    print(
+        f"accuracy   {100 * result['accuracy']:.1f} %  (95 % interval "
+        f"{100 * result['low']:.1f} to {100 * result['high']:.1f})"
+    )
     print(f"truncated  {100 * result['truncated']:.1f} %")
     for key, value in result.items():
         if key.startswith("pass@") and key != "pass@1":
@@ -45,8 +47,10 @@ def measure(problems: Sequence[Sequence[SampleView]]) -> dict[str, float]:
     if len(counts) != 1 or 0 in counts:
         raise PoloptError("every problem needs the same number of samples, at least one")
     if any(view.correct is None for problem in problems for view in problem):
-        raise PoloptError("accuracy needs a verdict on every completion, and this reward gives "
-                          "none: use polopt sample to read the completions")
+        raise PoloptError(
+            "accuracy needs a verdict on every completion, and this reward gives "
+            "none: use polopt sample to read the completions"
+        )
     samples = counts.pop()
     correct = [sum(bool(view.correct) for view in problem) for problem in problems]
     total = len(problems)

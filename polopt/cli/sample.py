@@ -42,20 +42,25 @@ def read_arguments(
     argv: Sequence[str], default: SampleConfig, command: str, examples: str
 ) -> SampleConfig:
     """Read the flags; for the folder of a run, what is not given is what the run trained on."""
-    config = parse(SampleConfig, argv, command=command, examples=examples, default=default,
-                   positional="model")
+    config = parse(
+        SampleConfig, argv, command=command, examples=examples, default=default, positional="model"
+    )
     if not (Path(config.model) / "config.json").is_file():
-        return dataclasses.replace(config, max_new_tokens=config.max_new_tokens or 32,
-                                   task=config.task or "chain_sum")
+        return dataclasses.replace(
+            config, max_new_tokens=config.max_new_tokens or 32, task=config.task or "chain_sum"
+        )
     trained = read_config(config.model)
     if config.task is None and config.data is None:
         config = dataclasses.replace(
-            config, task=trained.task, task_args=config.task_args or trained.task_args,
+            config,
+            task=trained.task,
+            task_args=config.task_args or trained.task_args,
             data=None if config.task_args else trained.data,
             reward=config.reward or trained.reward,
         )
     return dataclasses.replace(
-        config, task=config.task or trained.task,
+        config,
+        task=config.task or trained.task,
         max_new_tokens=config.max_new_tokens or trained.max_new_tokens,
     )
 

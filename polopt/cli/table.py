@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from polopt.errors import PoloptError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from polopt.compose import Algorithm
+    from polopt.algorithm import Algorithm
 
 METHODS: dict[str, tuple[str, str]] = {
     "reinforce": ("polopt.algorithms:reinforce", "the policy gradient itself: raw return"),
@@ -35,13 +35,16 @@ def find_algorithm(spec: str) -> "Algorithm | Callable[..., Algorithm]":
         return getattr(importlib.import_module(module), name)
     if ":" not in spec:
         hint = did_you_mean(spec, METHODS) or "; polopt methods lists them"
-        raise UsageError(f"no method {spec!r}"
-                         + ("; your own is file.py:name" if spec.endswith(".py") else hint))
-    from polopt.compose import Algorithm
+        raise UsageError(
+            f"no method {spec!r}" + ("; your own is file.py:name" if spec.endswith(".py") else hint)
+        )
+    from polopt.algorithm import Algorithm
     from polopt.tasks.load import load_object
 
     found = load_object(spec)
     if not callable(found) and not isinstance(found, Algorithm):
-        raise PoloptError(f"algorithm {spec!r} is a {type(found).__name__}, neither a "
-                          "polopt.Algorithm nor a function that makes one")
+        raise PoloptError(
+            f"algorithm {spec!r} is a {type(found).__name__}, neither a "
+            "polopt.Algorithm nor a function that makes one"
+        )
     return cast("Algorithm | Callable[..., Algorithm]", found)

@@ -19,18 +19,26 @@ def spread(trajectories: Trajectories, part: str | None = None) -> Array:
     """
     parts = trajectories.reward_parts
     if part is not None and part not in parts:
-        raise PoloptError(f"no reward component {part!r}{did_you_mean(part, parts)} "
-                          f"(there are {', '.join(parts)})")
+        raise PoloptError(
+            f"no reward component {part!r}{did_you_mean(part, parts)} "
+            f"(there are {', '.join(parts)})"
+        )
     reward = sum(parts.values()) if part is None else parts[part]
     weight = episode_weight(trajectories)
     centred = centre(episode_return(reward, trajectories), trajectories.group, weight)
     return segment_max(abs(centred), trajectories.group) > 0
 
 
-@piece("reward", formula="keep_i = 0 if all R of the group are equal",
-       source="DAPO, 2503.14476, eq. 11", repairs=("dead_groups",),
-       differs=("looks at the recorded reward, not at the shaped one, as the paper's filter on"
-                " accuracy does",))
+@piece(
+    "reward",
+    formula="keep_i = 0 if all R of the group are equal",
+    source="DAPO, 2503.14476, eq. 11",
+    repairs=("dead_groups",),
+    differs=(
+        "looks at the recorded reward, not at the shaped one, as the paper's filter on"
+        " accuracy does",
+    ),
+)
 def drop_zero_spread_groups(
     credit: Credit, trajectories: Trajectories, *, part: str | None = None
 ) -> Credit:
@@ -38,9 +46,13 @@ def drop_zero_spread_groups(
     return dataclasses.replace(credit, keep=credit.keep & spread(trajectories, part)[:, None])
 
 
-@piece("reward", formula="keep_i = 0 if the row was cut by a limit",
-       source="DAPO, 2503.14476, sec. 3.4 (overlong filtering)", repairs=("truncation_noise",),
-       differs=("the row still counts in its group's statistics, as in TRL",))
+@piece(
+    "reward",
+    formula="keep_i = 0 if the row was cut by a limit",
+    source="DAPO, 2503.14476, sec. 3.4 (overlong filtering)",
+    repairs=("truncation_noise",),
+    differs=("the row still counts in its group's statistics, as in TRL",),
+)
 def drop_truncated(credit: Credit, trajectories: Trajectories) -> Credit:
     """Take truncated rows out of the loss."""
     return dataclasses.replace(credit, keep=credit.keep & ~truncated(trajectories.stop)[:, None])

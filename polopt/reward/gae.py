@@ -42,15 +42,26 @@ def generalised_advantage(
     return jax.lax.scan(step, start, (reward.T, value.T, mask.T), reverse=True)[1].T
 
 
-@piece("reward", reads="reward", writes="value", needs=("value",),
-       formula="A_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γV_{t+1} − V_t",
-       source="1506.02438, eq. 16; PPO, 1707.06347, eq. 11",
-       repairs=("no_baseline", "sparse_credit"),
-       differs=("a truncated row ends in value 0, as in verl and tunix, unless `bootstrap` names a"
-                " column with the value of its last state",))
+@piece(
+    "reward",
+    reads="reward",
+    writes="value",
+    needs=("value",),
+    formula="A_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γV_{t+1} − V_t",
+    source="1506.02438, eq. 16; PPO, 1707.06347, eq. 11",
+    repairs=("no_baseline", "sparse_credit"),
+    differs=(
+        "a truncated row ends in value 0, as in verl and tunix, unless `bootstrap` names a"
+        " column with the value of its last state",
+    ),
+)
 def gae(
-    credit: Credit, trajectories: Trajectories, *,
-    gamma: float = 1.0, lam: float = 0.95, bootstrap: Column | None = None,
+    credit: Credit,
+    trajectories: Trajectories,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Column | None = None,
 ) -> Credit:
     """Credit from a critic; the target `returns = A + V` is left for the value loss."""
     value, mask = trajectories.columns["value"], trajectories.action_mask

@@ -23,15 +23,25 @@ def episode_return(reward: Array, trajectories: Trajectories) -> Array:
     return segment_total(jnp.sum(reward, axis=1), trajectories.episode)
 
 
-@piece("reward", reads="reward", writes="sequence", formula="R_i = Σ_t r_it",
-       source="REINFORCE, Williams 1992")
+@piece(
+    "reward",
+    reads="reward",
+    writes="sequence",
+    formula="R_i = Σ_t r_it",
+    source="REINFORCE, Williams 1992",
+)
 def outcome_return(credit: Credit, trajectories: Trajectories) -> Credit:
     """One return per trajectory: the sum of all that it earned, the same for every token."""
     return dataclasses.replace(credit, sequence=episode_return(credit.reward, trajectories))
 
 
-@piece("reward", reads="reward", writes="value", formula="G_it = Σ_{s≥t} γ^{s−t} r_is",
-       source="Sutton & Barto 2018, eq. 13.8")
+@piece(
+    "reward",
+    reads="reward",
+    writes="value",
+    formula="G_it = Σ_{s≥t} γ^{s−t} r_is",
+    source="Sutton & Barto 2018, eq. 13.8",
+)
 def reward_to_go(credit: Credit, trajectories: Trajectories, *, gamma: float = 1.0) -> Credit:
     """The discounted sum of what a token and those after it earn; observations do not discount."""
     value = suffix_sum(credit.reward, gamma, trajectories.action_mask)

@@ -13,11 +13,19 @@ from polopt.transform import piece
 from polopt.types import Credit, Trajectories
 
 
-@piece("reward", reads="sequence", formula="A_i / (std_g(R) + ε)",
-       source="GRPO, 2402.03300, eq. 4", repairs=("no_baseline",), invariant=("scale",),
-       min_group=2,
-       differs=("the paper does not say which standard deviation: ddof=1 as in verl, TRL and tunix;"
-                " ε is 1e-6 in verl and tunix, 1e-4 in TRL",))
+@piece(
+    "reward",
+    reads="sequence",
+    formula="A_i / (std_g(R) + ε)",
+    source="GRPO, 2402.03300, eq. 4",
+    repairs=("no_baseline",),
+    invariant=("scale",),
+    min_group=2,
+    differs=(
+        "the paper does not say which standard deviation: ddof=1 as in verl, TRL and tunix;"
+        " ε is 1e-6 in verl and tunix, 1e-4 in TRL",
+    ),
+)
 def group_std_scale(
     credit: Credit, trajectories: Trajectories, *, eps: float = 1e-6, ddof: int = 1
 ) -> Credit:
@@ -26,10 +34,15 @@ def group_std_scale(
     return dataclasses.replace(credit, sequence=credit.sequence / (std + eps))
 
 
-@piece("reward", reads=("sequence", "value"), writes="value",
-       formula="(A_it − mean) / sqrt(var + ε)", source="REINFORCE++, 2501.03262, sec. 3",
-       invariant=("shift", "scale"),
-       differs=("global over the rollout batch, as in verl; ddof=1 and ε inside the root",))
+@piece(
+    "reward",
+    reads=("sequence", "value"),
+    writes="value",
+    formula="(A_it − mean) / sqrt(var + ε)",
+    source="REINFORCE++, 2501.03262, sec. 3",
+    invariant=("shift", "scale"),
+    differs=("global over the rollout batch, as in verl; ddof=1 and ε inside the root",),
+)
 def batch_whiten(
     credit: Credit, trajectories: Trajectories, *, eps: float = 1e-8, ddof: int = 1
 ) -> Credit:

@@ -17,10 +17,14 @@ def last_action(mask: Array) -> Array:
     return mask & (after == 1)
 
 
-@piece("reward", reads="reward",
-       formula="0 if L ≤ Lmax−Lc;  (Lmax−Lc−L)/Lc if L ≤ Lmax;  −1 beyond",
-       source="DAPO, 2503.14476, eq. 13", repairs=("truncation_noise",),
-       differs=("verl has no floor at −1; tunix measures characters, here it is tokens",))
+@piece(
+    "reward",
+    reads="reward",
+    formula="0 if L ≤ Lmax−Lc;  (Lmax−Lc−L)/Lc if L ≤ Lmax;  −1 beyond",
+    source="DAPO, 2503.14476, eq. 13",
+    repairs=("truncation_noise",),
+    differs=("verl has no floor at −1; tunix measures characters, here it is tokens",),
+)
 def overlong_soft_penalty(
     credit: Credit, trajectories: Trajectories, *, max_length: float = 20480, cache: float = 4096
 ) -> Credit:

@@ -13,8 +13,14 @@ from polopt.build import earned_at, turns
 from polopt.errors import PoloptError
 from polopt.types import PolicyOutputs, Stop, Trajectories, truncated
 
-DEFAULT_COLUMNS = ("logp_old", "logp_ref", "logp_teacher", "value", "bootstrap_value",
-                   "greedy_return")
+DEFAULT_COLUMNS = (
+    "logp_old",
+    "logp_ref",
+    "logp_teacher",
+    "value",
+    "bootstrap_value",
+    "greedy_return",
+)
 _SMALLEST = 9  # rows that hold every awkward case
 
 
@@ -38,8 +44,9 @@ def random_trajectories(
       PoloptError: too few rows or tokens.
     """
     if rows < _SMALLEST or width < 5:
-        raise PoloptError(f"random_trajectories needs rows >= {_SMALLEST} and width >= 5; "
-                          f"got {rows} and {width}")
+        raise PoloptError(
+            f"random_trajectories needs rows >= {_SMALLEST} and width >= 5; got {rows} and {width}"
+        )
     rng = np.random.default_rng(seed)
     member = _groups(rng, rows)
     kind = np.array([_KINDS.get((g, i), "") for g, i in member])
@@ -55,13 +62,23 @@ def random_trajectories(
     episode[last[1]] = episode[last[0]]
     scored = real & (kind != "unscored")
     made = Trajectories(
-        tokens=rng.integers(0, 50, (rows, width)), length=length, prompt_length=prompt_length,
-        action_mask=mask, turn=turns(mask), group=group, id=1000 + rng.permutation(rows),
-        prompt=np.where(real, group, -1), episode=episode,
+        tokens=rng.integers(0, 50, (rows, width)),
+        length=length,
+        prompt_length=prompt_length,
+        action_mask=mask,
+        turn=turns(mask),
+        group=group,
+        id=1000 + rng.permutation(rows),
+        prompt=np.where(real, group, -1),
+        episode=episode,
         reward_parts=_rewards(rng, mask, prompt_length, scored, kind == "equal", real),
-        scored=scored, stop=np.where(real, rng.integers(1, len(Stop), rows), Stop.NONE),
-        logp_sampler=_logp(rng, mask.shape), log_keep=-0.1 * rng.random(mask.shape),
-        temperature=np.ones(rows), version=rng.integers(0, 3, mask.shape), columns={},
+        scored=scored,
+        stop=np.where(real, rng.integers(1, len(Stop), rows), Stop.NONE),
+        logp_sampler=_logp(rng, mask.shape),
+        log_keep=-0.1 * rng.random(mask.shape),
+        temperature=np.ones(rows),
+        version=rng.integers(0, 3, mask.shape),
+        columns={},
     )
     made = dataclasses.replace(made, columns=_columns(rng, made, columns))
     return take_rows(_narrow(made), rng.permutation(rows))
@@ -91,8 +108,12 @@ def _action_mask(
 
 
 def _rewards(
-    rng: np.random.Generator, mask: np.ndarray, prompt_length: np.ndarray, scored: np.ndarray,
-    equal: np.ndarray, real: np.ndarray,
+    rng: np.random.Generator,
+    mask: np.ndarray,
+    prompt_length: np.ndarray,
+    scored: np.ndarray,
+    equal: np.ndarray,
+    real: np.ndarray,
 ) -> dict[str, np.ndarray]:
     rows = np.arange(len(mask))
     outcome = np.where(equal, 0.7, rng.choice([0.0, 0.25, 1.0], len(mask)))
@@ -141,8 +162,10 @@ def random_outputs(
     """
     rng = np.random.default_rng(seed)
     shape = trajectories.action_mask.shape
-    draws = {"entropy": lambda: rng.exponential(1.0, shape),
-             "sum_prob_sq": lambda: rng.uniform(0.05, 1, shape)}
+    draws = {
+        "entropy": lambda: rng.exponential(1.0, shape),
+        "sum_prob_sq": lambda: rng.uniform(0.05, 1, shape),
+    }
     columns = {name: draws.get(name, lambda: rng.normal(size=shape))() for name in wants}
     logp = trajectories.columns["logp_old"] + scale * rng.normal(size=shape)
     return _narrow(PolicyOutputs(logp=logp, columns=columns))
@@ -162,8 +185,10 @@ def pad_trajectories(batch: Trajectories, *, rows: int, width: int) -> Trajector
     made = _pad(batch, rows, width)
     ids = np.concatenate([batch.id, batch.id.max() + 1 + np.arange(rows, dtype=batch.id.dtype)])
     ints = {"length": 0, "prompt_length": 0, "group": -1, "episode": -1, "prompt": -1, "stop": 0}
-    filled = {name: np.concatenate([getattr(made, name)[:n], np.full(rows, fill)]).astype(np.int32)
-              for name, fill in ints.items()}
+    filled = {
+        name: np.concatenate([getattr(made, name)[:n], np.full(rows, fill)]).astype(np.int32)
+        for name, fill in ints.items()
+    }
     turn = np.where(made.action_mask, made.turn, -1)
     return dataclasses.replace(made, id=ids, turn=turn, **filled)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from polopt.compose import Algorithm, coupling, needs, pieces, wants
+from polopt.algorithm import Algorithm, coupling, needs, pieces, wants
 from polopt.errors import PoloptError, did_you_mean
 from polopt.testing.draw import (
     pad_outputs,
@@ -42,8 +42,12 @@ _SLICES = 4
 
 
 def check_laws(
-    method: Make, *, laws: Iterable[str] | None = None, seed: int = 0,
-    factor: float | None = 1.0, trajectories: Trajectories | None = None,
+    method: Make,
+    *,
+    laws: Iterable[str] | None = None,
+    seed: int = 0,
+    factor: float | None = 1.0,
+    trajectories: Trajectories | None = None,
 ) -> tuple[str, ...]:
     """Check the laws of any algorithm, also of one made of a user's own pieces.
 
@@ -71,8 +75,9 @@ def check_laws(
     chosen = tuple(LAWS) if laws is None else tuple(laws)
     for law in chosen:
         if law not in LAWS:
-            raise PoloptError(f"no law {law!r}{did_you_mean(law, LAWS)} "
-                              f"(there are {', '.join(LAWS)})")
+            raise PoloptError(
+                f"no law {law!r}{did_you_mean(law, LAWS)} (there are {', '.join(LAWS)})"
+            )
         if law == "on_policy":
             on_policy(method, seed=seed, trajectories=trajectories, factor=factor)
         else:
@@ -100,8 +105,9 @@ def _in_pieces(case: Case, seed: int) -> tuple[Outcome, np.ndarray]:
     order = rng.permutation(n + rows)
     labels = rng.permutation(n + rows).astype(np.int32)
     padded = take_rows(pad_trajectories(case.trajectories, rows=rows, width=width), order)
-    padded = dataclasses.replace(padded, group=_relabel(padded.group, labels),
-                                 episode=_relabel(padded.episode, labels))
+    padded = dataclasses.replace(
+        padded, group=_relabel(padded.group, labels), episode=_relabel(padded.episode, labels)
+    )
     outputs = take_rows(pad_outputs(case.outputs, rows=rows, width=width), order)
     moved = dataclasses.replace(case, trajectories=padded, outputs=outputs)
     split = measure_split(moved, _slices(coupling(case.alg), padded, rng))
@@ -124,8 +130,9 @@ def _slices(scope: str, batch: Trajectories, rng: np.random.Generator) -> np.nda
         owner = np.repeat(range(_SLICES), [1, 2, *_halves(max(len(real) - 3, 0))])[: len(real)]
     parts = [real[owner == s] for s in range(1 if scope == "batch" else _SLICES)]
     width = len(batch.length) if scope in ("group", "batch") else len(batch.length) // 2
-    return np.stack([np.pad(part, (0, width - len(part)), constant_values=filler)
-                     for part in parts]).astype(np.int32)
+    return np.stack(
+        [np.pad(part, (0, width - len(part)), constant_values=filler) for part in parts]
+    ).astype(np.int32)
 
 
 def _halves(n: int) -> tuple[int, int]:
@@ -156,7 +163,10 @@ def _compare(law: str, alg: Algorithm, a: Outcome, b: Outcome, back: np.ndarray)
 
 
 def on_policy(
-    method: Make, *, seed: int = 0, trajectories: Trajectories | None = None,
+    method: Make,
+    *,
+    seed: int = 0,
+    trajectories: Trajectories | None = None,
     factor: float | None = 1.0,
 ) -> None:
     """Law 2: where the policy has not moved, the gradient is `-factor * weight * credit`.
@@ -172,8 +182,14 @@ def on_policy(
     outputs = dataclasses.replace(case.outputs, logp=old)
     case = dataclasses.replace(case, trajectories=batch, outputs=outputs, others=0.0)
     out = measure_lanes([case])[0]
-    agree("on_policy", case.alg, "the gradient of logp, against -weight * credit,",
-          -factor * out.weight * out.credit, out.gradient.logp, _TOLERANCE)
+    agree(
+        "on_policy",
+        case.alg,
+        "the gradient of logp, against -weight * credit,",
+        -factor * out.weight * out.credit,
+        out.gradient.logp,
+        _TOLERANCE,
+    )
 
 
 # ---------------------------------------------------------------- law 3
@@ -186,13 +202,22 @@ def masks(method: Make, *, seed: int = 0, trajectories: Trajectories | None = No
     clean, *dirty = measure_lanes([case, *planted])
     outside = ~np.asarray(case.trajectories.action_mask)
     for name, gradient, _ in _columns(clean.gradient, clean.gradient):
-        require("masks", case.alg, not gradient[outside].any(),
-                f"the gradient of {name} is not zero outside the action mask")
-    require("masks", case.alg, not clean.credit[outside].any(),
-            "the credit is not zero outside the action mask")
+        require(
+            "masks",
+            case.alg,
+            not gradient[outside].any(),
+            f"the gradient of {name} is not zero outside the action mask",
+        )
+    require(
+        "masks",
+        case.alg,
+        not clean.credit[outside].any(),
+        "the credit is not zero outside the action mask",
+    )
     for value, out in zip((np.nan, np.inf, -np.inf, 1e30), dirty, strict=True):
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(clean), jax.tree.leaves(out),
-                                strict=True):
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(clean), jax.tree.leaves(out), strict=True
+        ):
             what = f"{value} planted outside the action mask changes {_spell(path)}: it"
             agree("masks", case.alg, what, a, b, 1e-7)
 
@@ -214,14 +239,20 @@ def invariances(method: Make, *, seed: int = 0, trajectories: Trajectories | Non
 def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None = None) -> None:
     """Law 5: a batch without information is finite, and zero where there is nothing to learn."""
     case = _case(method, seed, trajectories)
-    cases = {name: dataclasses.replace(case, trajectories=change(case.trajectories))
-             for name, change in DEGENERATE.items()}
+    cases = {
+        name: dataclasses.replace(case, trajectories=change(case.trajectories))
+        for name, change in DEGENERATE.items()
+    }
     for name, out in zip(cases, measure_lanes(list(cases.values())), strict=True):
         batch = cases[name].trajectories
         _finite("degenerate", case.alg, name, out)
         dead = ~np.asarray(batch.scored)[:, None] | ~np.asarray(batch.action_mask)
-        require("degenerate", case.alg, not out.credit[dead].any(),
-                f"{name}: a row without a score, or a token outside the mask, has credit")
+        require(
+            "degenerate",
+            case.alg,
+            not out.credit[dead].any(),
+            f"{name}: a row without a score, or a token outside the mask, has credit",
+        )
         if not np.any(batch.action_mask):
             zero = not any(np.any(x) for x in (out.loss, *jax.tree.leaves(out.gradient)))
             require("degenerate", case.alg, zero, f"{name}: loss or gradient is not zero")
@@ -232,35 +263,51 @@ def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None
 def _needs_company(alg: Algorithm) -> bool:
     """Whether a piece says that it gives no credit to a group of one, and nothing adds to it."""
     links = alg.reward.links
-    return (all(isinstance(link, Transform) for link in links)
-            and any(link.card.min_group > 1 for link in links))
+    return all(isinstance(link, Transform) for link in links) and any(
+        link.card.min_group > 1 for link in links
+    )
 
 
 # ---------------------------------------------------------------- law 6
 
 
 def extremes(method: Make, *, seed: int = 0, trajectories: Trajectories | None = None) -> None:
-    """Law 6: log-ratios of ±80 per token and bfloat16 inputs leave loss and gradient finite."""
+    """Law 6: log-ratios of ±80 and more, and bfloat16 inputs, leave loss and gradient finite."""
     case = _case(method, seed, trajectories)
     old = case.trajectories.columns["logp_old"]
     sign = np.where(np.arange(old.size).reshape(old.shape) % 2, 1, -1)
-    shifts = {"+80": 80 + 0 * old, "-80": -80 + 0 * old, "±80": np.float32(80) * sign}
-    cases = [dataclasses.replace(case, outputs=dataclasses.replace(case.outputs, logp=old + s))
-             for s in shifts.values()]
+    # exp(80) is still a float32; at 1000 no exponential of a log-ratio may stand unbounded.
+    shifts = {
+        "+80": 80 + 0 * old,
+        "-80": -80 + 0 * old,
+        "±80": np.float32(80) * sign,
+        "±1000": np.float32(1000) * sign,
+    }
+    cases = [
+        dataclasses.replace(case, outputs=dataclasses.replace(case.outputs, logp=old + s))
+        for s in shifts.values()
+    ]
     for name, out in zip(shifts, measure_lanes(cases), strict=True):
         _finite("extremes", case.alg, f"log-ratios of {name}", out)
     half = bfloat16(cases[2])
     before = jax.tree.map(np.array, half)
     _finite("extremes", case.alg, "bfloat16 inputs", jax.tree.map(np.asarray, measure(half)))
-    changed = [_spell(path) for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(half), strict=True)
-        if not np.array_equal(a, b)]
+    changed = [
+        _spell(path)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(half), strict=True
+        )
+        if not np.array_equal(a, b)
+    ]
     require("extremes", case.alg, not changed, f"inputs were changed in place: {changed}")
 
 
 def _finite(law: str, alg: Algorithm, name: str, out: Outcome) -> None:
-    bad = [_spell(path) for path, x in jax.tree_util.tree_leaves_with_path(out)
-           if not np.isfinite(np.asarray(x, np.float32)).all()]
+    bad = [
+        _spell(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(out)
+        if not np.isfinite(np.asarray(x, np.float32)).all()
+    ]
     require(law, alg, not bad, f"{name}: not finite: {', '.join(bad)}")
 
 
@@ -277,8 +324,12 @@ def composition(method: Make, *, seed: int = 0, trajectories: Trajectories | Non
     for side in (alg.reward, alg.trajectory):
         _associative(alg, side)
     again = dataclasses.replace(case, alg=_anew(method))
-    require("composition", alg, _hash(again.alg) == _hash(alg) and again.alg == alg,
-            "the same algorithm built anew is not equal")
+    require(
+        "composition",
+        alg,
+        _hash(again.alg) == _hash(alg) and again.alg == alg,
+        "the same algorithm built anew is not equal",
+    )
     moved = dataclasses.replace(case, alg=jax.tree.map(lambda x: 1.1 * x, alg))
     cases = [case, moved]
     for lane, one in zip(measure_lanes(cases), cases, strict=True):
@@ -286,19 +337,31 @@ def composition(method: Make, *, seed: int = 0, trajectories: Trajectories | Non
     traced = dict(TRACES)
     measure_lanes([again, moved])
     _in_pieces(again, seed)
-    require("composition", alg, traced == dict(TRACES),
-            f"an equal algorithm is traced again: {traced} became {dict(TRACES)}")
+    require(
+        "composition",
+        alg,
+        traced == dict(TRACES),
+        f"an equal algorithm is traced again: {traced} became {dict(TRACES)}",
+    )
 
 
 def _associative(alg: Algorithm, side: Chain) -> None:
     whole = chain(side)
-    require("composition", alg, chain(chain(), side) == whole == chain(side, chain()),
-            "chain() is not an identity")
+    require(
+        "composition",
+        alg,
+        chain(chain(), side) == whole == chain(side, chain()),
+        "chain() is not an identity",
+    )
     for cut in range(1, len(side.links)):
         first = Chain(side.names[:cut], side.links[:cut])
         second = Chain(side.names[cut:], side.links[cut:])
-        require("composition", alg, chain(first, second) == whole,
-                f"the chain cut at {side.names[cut]!r} does not join again")
+        require(
+            "composition",
+            alg,
+            chain(first, second) == whole,
+            f"the chain cut at {side.names[cut]!r} does not join again",
+        )
 
 
 def _anew(method: Make) -> Algorithm:
@@ -319,9 +382,7 @@ def _case(method: Make, seed: int, trajectories: Trajectories | None) -> Case:
     return Case(alg=alg, trajectories=batch, outputs=random_outputs(seed, batch, wants(alg)))
 
 
-def _columns(
-    a: PolicyOutputs, b: PolicyOutputs
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _columns(a: PolicyOutputs, b: PolicyOutputs) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return [("logp", a.logp, b.logp), *((k, a.columns[k], b.columns[k]) for k in a.columns)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 from polopt.errors import PoloptError
 from polopt.testing.verdict import agree
 from polopt.transform import Transform
@@ -32,8 +32,9 @@ def piece_invariances(
       PoloptError: it declares something that cannot be tested.
     """
     rng = np.random.default_rng(seed)
-    batch = dataclasses.replace(batch, episode=np.where(
-        batch.group < 0, -1, np.arange(len(batch.group), dtype=np.int32)))
+    batch = dataclasses.replace(
+        batch, episode=np.where(batch.group < 0, -1, np.arange(len(batch.group), dtype=np.int32))
+    )
     numbers = rng.normal(size=len(batch.length)).astype(np.float32)
     apply = _applied(transform, batch)
     counted = np.asarray(batch.scored & (batch.length > 0))
@@ -47,16 +48,23 @@ def piece_invariances(
     several = counted & (np.bincount(batch.group[counted], minlength=len(counted))[batch.group] > 1)
     for name in transform.card.invariant:
         if name not in moved:
-            raise PoloptError(f"{transform.name} declares the invariance {name!r}; known are "
-                              f"{', '.join(moved)}")
+            raise PoloptError(
+                f"{transform.name} declares the invariance {name!r}; known are {', '.join(moved)}"
+            )
         left, right = moved[name]()
         rows = several if name == "scale" else counted  # a group of one has no scale of its own
         what = f"{path} declares {name!r}, but its credit"
         agree("invariances", alg, what, left[rows], right[rows], _TOLERANCE)
     if "shift" in transform.card.invariant:
         equal = apply(np.full_like(numbers, _ROUNDED))
-        agree("invariances", alg, f"{path} declares 'shift', but the credit of equal numbers",
-              np.zeros_like(equal[counted]), equal[counted], 0.0)
+        agree(
+            "invariances",
+            alg,
+            f"{path} declares 'shift', but the credit of equal numbers",
+            np.zeros_like(equal[counted]),
+            equal[counted],
+            0.0,
+        )
 
 
 def _applied(transform: Transform, batch: Trajectories) -> Callable[[np.ndarray], np.ndarray]:

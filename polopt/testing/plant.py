@@ -31,8 +31,13 @@ def plant(case: Case, value: float) -> Case:
     parts = {name: fill(x, earned) for name, x in batch.reward_parts.items()}
     columns = jax.tree.map(fill, batch.columns)
     batch = dataclasses.replace(
-        batch, reward_parts=parts, columns=columns, logp_sampler=fill(batch.logp_sampler),
-        log_keep=fill(batch.log_keep), temperature=fill(batch.temperature))
+        batch,
+        reward_parts=parts,
+        columns=columns,
+        logp_sampler=fill(batch.logp_sampler),
+        log_keep=fill(batch.log_keep),
+        temperature=fill(batch.temperature),
+    )
     return dataclasses.replace(case, trajectories=batch, outputs=jax.tree.map(fill, case.outputs))
 
 
@@ -44,9 +49,11 @@ def bfloat16(case: Case) -> Case:
         return x.astype(jnp.bfloat16) if np.issubdtype(x.dtype, np.floating) else x
 
     batch = dataclasses.replace(
-        case.trajectories, columns=jax.tree.map(half, case.trajectories.columns),
+        case.trajectories,
+        columns=jax.tree.map(half, case.trajectories.columns),
         logp_sampler=half(case.trajectories.logp_sampler),
-        log_keep=half(case.trajectories.log_keep))
+        log_keep=half(case.trajectories.log_keep),
+    )
     return dataclasses.replace(case, trajectories=batch, outputs=jax.tree.map(half, case.outputs))
 
 
@@ -79,11 +86,13 @@ DEGENERATE: dict[str, Callable[[Trajectories], Trajectories]] = {
     "all rewards equal": lambda b: _with_rewards(b, 0.7),
     "all rewards zero": lambda b: _with_rewards(b, 0.0),
     "rewards of 1e15": lambda b: dataclasses.replace(
-        b, reward_parts={k: v * np.float32(1e15) for k, v in b.reward_parts.items()}),
+        b, reward_parts={k: v * np.float32(1e15) for k, v in b.reward_parts.items()}
+    ),
     ALONE: _alone,
     "everything masked": lambda b: _without_actions(b, np.zeros_like(b.action_mask)),
     "one token": lambda b: _without_actions(
-        b, np.cumsum(b.action_mask).reshape(b.action_mask.shape) == 1),
+        b, np.cumsum(b.action_mask).reshape(b.action_mask.shape) == 1
+    ),
     "nothing scored": lambda b: dataclasses.replace(b, scored=np.zeros_like(b.scored)),
     "only padding": _only_padding,
 }

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polopt.compose import Algorithm, init, loss, prepare
+from polopt.algorithm import Algorithm, init
+from polopt.compose import loss, prepare
 from polopt.types import (
     Array,
     Info,
@@ -78,8 +79,13 @@ def measure_split(case: Case, slices: Array) -> Outcome:
     """
     credit, weight, total, infos, gradient = jax.tree.map(np.asarray, _split(case, slices))
     info = functools.reduce(merge_info, _unstacked(infos, len(slices)))
-    return Outcome(credit=credit, weight=weight, loss=total, gradient=gradient,
-                   info=jax.tree.map(np.asarray, info))
+    return Outcome(
+        credit=credit,
+        weight=weight,
+        loss=total,
+        gradient=gradient,
+        info=jax.tree.map(np.asarray, info),
+    )
 
 
 def _unstacked(tree: Any, n: int) -> list[Any]:
@@ -115,8 +121,10 @@ def _split(case: Case, slices: Array) -> tuple:
 def _prepared(case: Case) -> Prepared:
     state = init(case.alg, prompts=case.trajectories.tokens.shape[0])
     prepared, _ = prepare(case.alg, case.trajectories, state=state, key=jax.random.key(SEED))
-    weights = {name: weight if name == "policy" else weight * case.others
-               for name, weight in prepared.rows.weights.items()}
+    weights = {
+        name: weight if name == "policy" else weight * case.others
+        for name, weight in prepared.rows.weights.items()
+    }
     return dataclasses.replace(prepared, rows=dataclasses.replace(prepared.rows, weights=weights))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it reads as what happened
@@ -28,8 +28,14 @@ def require(law: str, alg: Algorithm, holds: bool | np.bool_, evidence: str) -> 
 
 
 def agree(
-    law: str, alg: Algorithm, what: str, expected: np.ndarray, got: np.ndarray,
-    tolerance: float, *, scale: float | None = None,
+    law: str,
+    alg: Algorithm,
+    what: str,
+    expected: np.ndarray,
+    got: np.ndarray,
+    tolerance: float,
+    *,
+    scale: float | None = None,
 ) -> None:
     """Raise `LawBroken` unless `|expected − got| <= tolerance · scale` everywhere.
 
@@ -45,5 +51,9 @@ def agree(
     if not worst <= tolerance * scale:  # also where it is NaN
         at = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
         where = f" at {list(at)}" if at else ""
-        raise LawBroken(law, alg.name, f"{what} is {got[at]:.9g} instead of {expected[at]:.9g}"
-                        f"{where}, off by {worst:.3g} where {tolerance * scale:.3g} is allowed")
+        raise LawBroken(
+            law,
+            alg.name,
+            f"{what} is {got[at]:.9g} instead of {expected[at]:.9g}"
+            f"{where}, off by {worst:.3g} where {tolerance * scale:.3g} is allowed",
+        )

@@ -46,8 +46,12 @@ def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: 
         partial.mkdir(parents=True)
         with _without_tracebacks(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(partial.absolute() / "state", _named(tree))
-        manifest = {"format": FORMAT, "step": step, "counters": counters,
-                    "files": {name: _digest(partial / name) for name in _files(partial)}}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "counters": counters,
+            "files": {name: _digest(partial / name) for name in _files(partial)},
+        }
         with open(partial / "manifest.json", "w", encoding="utf-8") as file:
             json.dump(manifest | {"sha256": _own_digest(manifest)}, file, indent=1)
             file.flush()
@@ -102,15 +106,18 @@ def _load(path: Path, like: Any, prefix: str) -> Any:
     with ocp.PyTreeCheckpointer() as checkpointer:
         state = path.absolute() / "state"
         names = checkpointer.metadata(state).item_metadata.tree
-        saved = checkpointer.restore(state, restore_args={
-            name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
+        saved = checkpointer.restore(
+            state, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        )
     odd = sorted(name for name in saved.keys() ^ wanted.keys() if name.startswith(prefix))
     if odd:
         raise PoloptError(f"{path} is of another configuration: {odd[0]} is on one side only")
     for name, leaf in wanted.items():
         if saved[name].shape != leaf.shape or saved[name].dtype != leaf.dtype:
-            raise PoloptError(f"{path} is of another configuration: {name} is {saved[name].dtype}"
-                              f"{list(saved[name].shape)}, not {leaf.dtype}{list(leaf.shape)}")
+            raise PoloptError(
+                f"{path} is of another configuration: {name} is {saved[name].dtype}"
+                f"{list(saved[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
+            )
     return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in wanted])
 
 

@@ -187,16 +187,44 @@ class PretrainConfig:
 
 
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{name: ("text that is not empty", lambda v: v.strip() != "") for name in (
-        "algorithm", "task", "model", "data", "reward", "run", "out",
-    )},
-    **{name: ("at least 1", lambda v: v >= 1) for name in (
-        "steps", "prompts", "group_size", "epochs", "minibatches", "micro_batch",
-        "max_new_tokens", "top_k", "devices", "problems", "samples", "batch",
-    )},
-    **{name: ("at least 0", lambda v: v >= 0) for name in (
-        "warmup", "eval_every", "eval_problems", "checkpoint_every",
-    )},
+    **{
+        name: ("text that is not empty", lambda v: v.strip() != "")
+        for name in (
+            "algorithm",
+            "task",
+            "model",
+            "data",
+            "reward",
+            "run",
+            "out",
+        )
+    },
+    **{
+        name: ("at least 1", lambda v: v >= 1)
+        for name in (
+            "steps",
+            "prompts",
+            "group_size",
+            "epochs",
+            "minibatches",
+            "micro_batch",
+            "max_new_tokens",
+            "top_k",
+            "devices",
+            "problems",
+            "samples",
+            "batch",
+        )
+    },
+    **{
+        name: ("at least 0", lambda v: v >= 0)
+        for name in (
+            "warmup",
+            "eval_every",
+            "eval_problems",
+            "checkpoint_every",
+        )
+    },
     "learning_rate": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
     "weight_decay": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
     "max_grad_norm": ("above 0 and finite", lambda v: 0 < v < math.inf),

@@ -31,7 +31,9 @@ def evaluation(
     right = correct(trajectories)
     low, high = wilson(float(right.sum()), len(problems))
     metrics = {
-        "eval/accuracy": float(right.mean()), "eval/accuracy_low": low, "eval/accuracy_high": high,
+        "eval/accuracy": float(right.mean()),
+        "eval/accuracy_low": low,
+        "eval/accuracy_high": high,
         "eval/problems": len(problems),
         "eval/reward": float(outcome(trajectories).mean()),
         "eval/length": float(trajectories.action_mask.sum(1).mean()),
@@ -49,8 +51,9 @@ def complete_all(
     ids = np.arange(P * samples, dtype=np.int32).reshape(P, samples)
     generated = jax.device_get(sample(tokens, lengths, ids))
     rows = [problem for problem in problems for _ in range(samples)]
-    return collector.write(rows, np.repeat(tokens, samples, 0), np.repeat(lengths, samples),
-                           generated, ids.reshape(-1))
+    return collector.write(
+        rows, np.repeat(tokens, samples, 0), np.repeat(lengths, samples), generated, ids.reshape(-1)
+    )
 
 
 def views(rollout: Rollout, rows: Sequence[int]) -> list[SampleView]:
@@ -59,15 +62,23 @@ def views(rollout: Rollout, rows: Sequence[int]) -> list[SampleView]:
 
 
 def _views(
-    trajectories: Trajectories, examples: Sequence[Example], completions: Sequence[str],
+    trajectories: Trajectories,
+    examples: Sequence[Example],
+    completions: Sequence[str],
     rows: Sequence[int],
 ) -> list[SampleView]:
     reward, right = outcome(trajectories), correct(trajectories)
     return [
-        SampleView(prompt=examples[i].prompt, completion=completions[i], answer=examples[i].answer,
-                   reward=float(reward[i]), stop=Stop(int(trajectories.stop[i])).name,
-                   correct=bool(right[i]))
-        for i in rows if i < len(examples)
+        SampleView(
+            prompt=examples[i].prompt,
+            completion=completions[i],
+            answer=examples[i].answer,
+            reward=float(reward[i]),
+            stop=Stop(int(trajectories.stop[i])).name,
+            correct=bool(right[i]),
+        )
+        for i in rows
+        if i < len(examples)
     ]
 
 
@@ -80,17 +91,29 @@ def complete(config: SampleConfig) -> list[list[SampleView]]:
 def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[SampleView]]:
     room = config.max_new_tokens or 32
     collector = Collector(
-        task=task, tokenizer=policy.tokenizer, sampling=Sampling(group_size=config.samples),
-        max_new_tokens=room, max_length=policy.model.config.max_length,
-        temperature=config.temperature or 1.0)
+        task=task,
+        tokenizer=policy.tokenizer,
+        sampling=Sampling(group_size=config.samples),
+        max_new_tokens=room,
+        max_length=policy.model.config.max_length,
+        temperature=config.temperature or 1.0,
+    )
     decoding = decoding_of(config)
 
     def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
         return generate(
-            policy.model, policy.params, tokens, lengths, ids.reshape(-1),
-            key=jax.random.key(config.seed), group_size=ids.shape[1], max_new_tokens=room,
-            decoding=decoding, eos_ids=policy.tokenizer.eos_ids,
-            allowed_vocab=policy.tokenizer.vocab_size)
+            policy.model,
+            policy.params,
+            tokens,
+            lengths,
+            ids.reshape(-1),
+            key=jax.random.key(config.seed),
+            group_size=ids.shape[1],
+            max_new_tokens=room,
+            decoding=decoding,
+            eos_ids=policy.tokenizer.eos_ids,
+            allowed_vocab=policy.tokenizer.vocab_size,
+        )
 
     problems = task.held_out[: config.problems]
     trajectories, completions = complete_all(collector, sample, problems, config.samples)

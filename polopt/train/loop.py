@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from polopt.compose import Algorithm, init, needs, pieces, prepare, reweigh, single_step, wants
+from polopt.algorithm import Algorithm, init, needs, pieces, single_step, wants
+from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
 from polopt.models import ValueModel
 from polopt.rollout.collect import Collector, Cursor, Rollout
@@ -88,8 +89,10 @@ def _check_columns(alg: Algorithm) -> None:
     made |= {"greedy_return"} if alg.sampling.companion == "greedy" else set()
     missing = sorted(set(needs(alg)) - made)
     if missing:
-        raise PoloptError(f"{alg.name or 'the algorithm'} needs the column {missing[0]!r}, which "
-                          "this loop cannot make: score it yourself and call polopt.prepare")
+        raise PoloptError(
+            f"{alg.name or 'the algorithm'} needs the column {missing[0]!r}, which "
+            "this loop cannot make: score it yourself and call polopt.prepare"
+        )
 
 
 @dataclasses.dataclass
@@ -109,8 +112,14 @@ class Run:
     """One run: compiled functions, and the order in which they are called."""
 
     def __init__(
-        self, config: TrainConfig, alg: Algorithm, policy: Policy, parallel: Parallel, task: Task,
-        record: Record, sink: Fanout,
+        self,
+        config: TrainConfig,
+        alg: Algorithm,
+        policy: Policy,
+        parallel: Parallel,
+        task: Task,
+        record: Record,
+        sink: Fanout,
     ) -> None:
         """Compile nothing yet; see `train`. `config` is resolved."""
         assert config.prompts is not None
@@ -125,10 +134,12 @@ class Run:
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
         groups = -(-self.prompts // alg.update.minibatches)
-        self.micro, self.width = _split(groups * self.group_size, config.micro_batch,
-                                        parallel.devices)
-        update = make_update(alg, self.modules, self.optimizer, micro_batch=self.micro,
-                             axis=parallel.axis)
+        self.micro, self.width = _split(
+            groups * self.group_size, config.micro_batch, parallel.devices
+        )
+        update = make_update(
+            alg, self.modules, self.optimizer, micro_batch=self.micro, axis=parallel.axis
+        )
         self.update = parallel.step(update)
         self.scorers = {
             name: parallel.rows(make_scorer(modules, want, micro_batch=self.micro), dealt=1)
@@ -137,12 +148,17 @@ class Run:
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
         key = jax.random.key(config.seed)
-        self.sample_key, self.eval_key, self.piece_key = (jax.random.fold_in(key, i)
-                                                          for i in range(3))
+        self.sample_key, self.eval_key, self.piece_key = (
+            jax.random.fold_in(key, i) for i in range(3)
+        )
         self.collector = Collector(
-            task=task, tokenizer=policy.tokenizer, sampling=alg.sampling,
-            max_new_tokens=config.max_new_tokens, max_length=policy.model.config.max_length,
-            temperature=config.temperature)
+            task=task,
+            tokenizer=policy.tokenizer,
+            sampling=alg.sampling,
+            max_new_tokens=config.max_new_tokens,
+            max_length=policy.model.config.max_length,
+            temperature=config.temperature,
+        )
         self.sampler = self._sampler(decoding_of(config))
         self.greedy = self._sampler(Decoding(greedy=True))
 
@@ -151,8 +167,15 @@ class Run:
     def go(self, stop: StopRequest) -> Summary:
         """Run to the last step or to the next safe point after a stop request."""
         config, now = self.config, self._resume()
-        self.sink.start(config, {**versions(), "devices": self.parallel.devices,
-                                 "resumed_from": now.step, "loss": repr(self.alg.trajectory)})
+        self.sink.start(
+            config,
+            {
+                **versions(),
+                "devices": self.parallel.devices,
+                "resumed_from": now.step,
+                "loss": repr(self.alg.trajectory),
+            },
+        )
         if now.saved < 0:
             now.first = now.last = self._evaluate(now)
             self._save(now)
@@ -166,9 +189,14 @@ class Run:
         if now.saved < now.step:
             self._save(now)
         summary = Summary(
-            run=self.record.path, steps=now.step, seconds=time.perf_counter() - self.started,
-            first=now.first, last=now.last, checkpoint=self._path(now.step),
-            stopped=stop.signal)
+            run=self.record.path,
+            steps=now.step,
+            seconds=time.perf_counter() - self.started,
+            first=now.first,
+            last=now.last,
+            checkpoint=self._path(now.step),
+            stopped=stop.signal,
+        )
         self.sink.finish(summary)
         return summary
 
@@ -182,10 +210,14 @@ class Run:
         end = time.perf_counter()
         now.step, now.cursor = now.step + 1, rollout.cursor
         metrics = {
-            **rollout_metrics(rollout.trajectories), **info,
+            **rollout_metrics(rollout.trajectories),
+            **info,
             "update/learning_rate": self._learning_rate(now),
-            "time/sample": rollout.seconds["sample"], "time/reward": rollout.seconds["reward"],
-            "time/score": scored - sampled, "time/update": end - scored, "time/step": end - start,
+            "time/sample": rollout.seconds["sample"],
+            "time/reward": rollout.seconds["reward"],
+            "time/score": scored - sampled,
+            "time/update": end - scored,
+            "time/step": end - start,
         }
         metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/step"]
         if self.alg.sampling.refill:
@@ -201,17 +233,28 @@ class Run:
 
         def complete(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:
             return generate(
-                model, params, prompts, lengths, ids.reshape(-1), key=key,
-                group_size=ids.shape[1], max_new_tokens=config.max_new_tokens, decoding=decoding,
-                eos_ids=tokenizer.eos_ids, allowed_vocab=tokenizer.vocab_size)
+                model,
+                params,
+                prompts,
+                lengths,
+                ids.reshape(-1),
+                key=key,
+                group_size=ids.shape[1],
+                max_new_tokens=config.max_new_tokens,
+                decoding=decoding,
+                eos_ids=tokenizer.eos_ids,
+                allowed_vocab=tokenizer.vocab_size,
+            )
 
         compiled = self.parallel.rows(complete, dealt=3)
 
         def sample(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:
             P = len(prompts)
             room = round_up(P, self.parallel.devices)
-            padded = [np.pad(x, ((0, room - P),) + ((0, 0),) * (x.ndim - 1))
-                      for x in (prompts, lengths, ids)]
+            padded = [
+                np.pad(x, ((0, room - P),) + ((0, 0),) * (x.ndim - 1))
+                for x in (prompts, lengths, ids)
+            ]
             out = compiled(params, key, *padded)
             return jax.tree.map(lambda x: x[: P * ids.shape[1]], out)
 
@@ -241,8 +284,12 @@ class Run:
     def _scoring(self) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
         """What must be scored once per rollout: {source: (modules, wanted columns)}."""
         needed = set(needs(self.alg))
-        early = {name for _, piece in pieces(self.alg) for name in piece.needs
-                 if piece.card.side == "reward" or piece.hooks.before}
+        early = {
+            name
+            for _, piece in pieces(self.alg)
+            for name in piece.needs
+            if piece.card.side == "reward" or piece.hooks.before
+        }
         # Inside the loss of a single step, logp_old is the current log-probability.
         old = "logp_old" in (early if single_step(self.alg) else needed)
         own = ("logp",) * old + ("value",) * ("value" in needed)
@@ -296,7 +343,8 @@ class Run:
             raise PoloptError(
                 f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
                 f"move: stopped in step {now.step + 1}; checkpoints are in "
-                f"{self.record.checkpoints}")
+                f"{self.record.checkpoints}"
+            )
         return {**_metrics(infos), "update/skipped": after}
 
     def _prepare(self, now: Progress, trajectories: Trajectories, step_of: np.ndarray) -> Any:
@@ -339,8 +387,12 @@ class Run:
 
     def _save(self, now: Progress) -> None:
         state = jax.device_get(self.parallel.single(now.state))
-        counters = {"cursor": dataclasses.asdict(now.cursor), "barren": now.barren,
-                    "first": now.first, "last": now.last}
+        counters = {
+            "cursor": dataclasses.asdict(now.cursor),
+            "barren": now.barren,
+            "first": now.first,
+            "last": now.last,
+        }
         checkpoint.save(self.record.checkpoints, now.step, state, counters)
         now.saved = now.step
 

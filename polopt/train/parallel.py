@@ -49,8 +49,13 @@ class Parallel:
         """
         if not self.pmap:
             return jax.jit(update, donate_argnums=0)
-        mapped = jax.pmap(update, axis_name=AXIS, in_axes=(0, None, None, 0), donate_argnums=0,
-                          devices=self._devices())
+        mapped = jax.pmap(
+            update,
+            axis_name=AXIS,
+            in_axes=(0, None, None, 0),
+            donate_argnums=0,
+            devices=self._devices(),
+        )
 
         def run(state: Any, trajectories: Any, prepared: Any, rows: np.ndarray) -> tuple[Any, Any]:
             state, info = mapped(state, trajectories, prepared, self._deal(rows))
@@ -66,8 +71,9 @@ class Parallel:
         """
         if not self.pmap:
             return jax.jit(fn)
-        mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(0, None) + (0,) * dealt,
-                          devices=self._devices())
+        mapped = jax.pmap(
+            fn, axis_name=AXIS, in_axes=(0, None) + (0,) * dealt, devices=self._devices()
+        )
 
         def run(params: Any, shared: Any, *rows: Any) -> Any:
             out = mapped(params, shared, *(self._deal(x) for x in rows))

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with every common kind of colour vision.
 BLUE, ORANGE, GREEN, PINK, SKY, RED = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
 )
 _DASHES = ("-", "--", "-.", ":")
 
@@ -46,17 +51,27 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     figure = _figure(12, 6.4)
     axes = figure.subplots(2, 3).flat
     _outcome(axes[0], rows)
-    _panel(axes[1], rows, "Completion length", "tokens",
-           [("rollout/length", "mean", BLUE)])
+    _panel(axes[1], rows, "Completion length", "tokens", [("rollout/length", "mean", BLUE)])
     _panel(axes[2], rows, "Entropy", "nats per token", [("policy/entropy", "policy", BLUE)])
-    _panel(axes[3], rows, "KL", "nats per token",
-           [("policy/kl_ref", "to the reference", BLUE), ("policy/kl", "within the step", ORANGE)])
-    _panel(axes[4], rows, "Lost signal", "share",
-           [("groups/zero_spread", "equal-reward groups", RED),
+    _panel(
+        axes[3],
+        rows,
+        "KL",
+        "nats per token",
+        [("policy/kl_ref", "to the reference", BLUE), ("policy/kl", "within the step", ORANGE)],
+    )
+    _panel(
+        axes[4],
+        rows,
+        "Lost signal",
+        "share",
+        [
+            ("groups/zero_spread", "equal-reward groups", RED),
             ("rollout/truncated", "cut off", SKY),
-            ("policy/clip_fraction", "clipped tokens", GREEN)])
-    _panel(axes[5], rows, "Gradient norm", "before clipping",
-           [("update/grad_norm", "norm", BLUE)])
+            ("policy/clip_fraction", "clipped tokens", GREEN),
+        ],
+    )
+    _panel(axes[5], rows, "Gradient norm", "before clipping", [("update/grad_norm", "norm", BLUE)])
     figure.suptitle(_title(Path(run)))
     return _save(figure, Path(run) / "plots" / "run.png" if out is None else Path(out))
 
@@ -78,8 +93,12 @@ def compare_runs(
     lines = math.ceil(len(keys) / columns)
     figure = _figure(5.4 * columns, 3.4 * lines)
     axes = figure.subplots(lines, columns, squeeze=False).flat
-    styles = list(itertools.islice(itertools.cycle(
-        itertools.product(_DASHES, (BLUE, ORANGE, GREEN, PINK, SKY, RED))), len(read)))
+    styles = list(
+        itertools.islice(
+            itertools.cycle(itertools.product(_DASHES, (BLUE, ORANGE, GREEN, PINK, SKY, RED))),
+            len(read),
+        )
+    )
     for axis, key in zip(axes, keys, strict=False):
         for (label, runs), (dash, colour) in zip(read.items(), styles, strict=True):
             steps, middle, low, high = spread(runs, key)
@@ -102,17 +121,18 @@ def spread(
             values.setdefault(step, []).append(value)
     steps = sorted(values)
     each = [values[step] for step in steps]
-    return steps, [statistics.median(v) for v in each], [min(v) for v in each], [
-        max(v) for v in each
-    ]
+    return (
+        steps,
+        [statistics.median(v) for v in each],
+        [min(v) for v in each],
+        [max(v) for v in each],
+    )
 
 
 class PlotSink:
     """Draws run.png when the run ends, and at evaluations at most every `patience` seconds."""
 
-    def __init__(
-        self, patience: float = 60.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, patience: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Refuse at once if matplotlib is missing."""
         _figure(1, 1)
         self._patience = patience
@@ -177,9 +197,7 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
     ]
 
 
-def _curve(
-    axis: "Axes", rows: Rows, key: str, label: str, colour: str, dash: str = "-"
-) -> bool:
+def _curve(axis: "Axes", rows: Rows, key: str, label: str, colour: str, dash: str = "-") -> bool:
     """Draw raw values faintly and their running mean; say whether there were any."""
     steps, values = _series(rows, key)
     if not values:
@@ -187,19 +205,34 @@ def _curve(
     window = len(values) // 30
     if window:
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    axis.plot(steps, _smooth(values, window), dash, color=colour, label=label,
-              marker="o" if len(values) == 1 else None)
+    axis.plot(
+        steps,
+        _smooth(values, window),
+        dash,
+        color=colour,
+        label=label,
+        marker="o" if len(values) == 1 else None,
+    )
     return True
 
 
 def _panel(
     axis: "Axes", rows: Rows, title: str, unit: str, curves: Sequence[tuple[str, str, str]]
 ) -> None:
-    drawn = [_curve(axis, rows, key, label, colour, dash)
-             for (key, label, colour), dash in zip(curves, _DASHES, strict=False)]
+    drawn = [
+        _curve(axis, rows, key, label, colour, dash)
+        for (key, label, colour), dash in zip(curves, _DASHES, strict=False)
+    ]
     if not any(drawn):
-        axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes,
-                  color="0.5")
+        axis.text(
+            0.5,
+            0.5,
+            "not measured",
+            ha="center",
+            va="center",
+            transform=axis.transAxes,
+            color="0.5",
+        )
     if len(curves) > 1 and any(drawn):
         axis.legend(frameon=False, fontsize="small")
     _finish_axis(axis, title, unit)
@@ -211,8 +244,14 @@ def _outcome(axis: "Axes", rows: Rows) -> None:
     evaluated = [row for row in rows if row.get("eval/accuracy") is not None]
     steps = [row["step"] for row in evaluated]
     if evaluated:
-        axis.plot(steps, [row["eval/accuracy"] for row in evaluated], color=BLUE, marker="o",
-                  markersize=4, label="held-out accuracy, 95 % interval")
+        axis.plot(
+            steps,
+            [row["eval/accuracy"] for row in evaluated],
+            color=BLUE,
+            marker="o",
+            markersize=4,
+            label="held-out accuracy, 95 % interval",
+        )
     bounds = ("eval/accuracy_low", "eval/accuracy_high")
     if evaluated and all(row.get(key) is not None for row in evaluated for key in bounds):
         low, high = ([row[key] for row in evaluated] for key in bounds)

@@ -107,9 +107,7 @@ class PlainProgress:
 class LiveProgress:
     """A display that stays in place: bar, numbers, curves, completions. Needs rich."""
 
-    def __init__(
-        self, console: "Console", *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: "Console", *, clock: Callable[[], float] = time.monotonic) -> None:
         """Draw on `console`."""
         from rich.live import Live
 

@@ -1,11 +1,11 @@
 """The folder that a run leaves behind, and the names of what is measured.
 
-    config.json     the configuration that reproduces the run
-    info.json       versions, devices and the schema's number, of the last start
-    metrics.jsonl   one object per step, flat keys of `SCHEMA`, step rising
-    rollouts/       samples.jsonl: completions to look at
-    checkpoints/    written by the loop
-    plots/          run.png
+config.json     the configuration that reproduces the run
+info.json       versions, devices and the schema's number, of the last start
+metrics.jsonl   one object per step, flat keys of `SCHEMA`, step rising
+rollouts/       samples.jsonl: completions to look at
+checkpoints/    written by the loop
+plots/          run.png
 """
 
 import json
@@ -267,8 +267,10 @@ def _began(path: Path) -> bool:
 
 def _check_same_run(config: TrainConfig, path: Path) -> None:
     if not config.resume:
-        raise PoloptError(f"{path} already holds a run: continue it with --resume or choose "
-                          "another folder with --run")
+        raise PoloptError(
+            f"{path} already holds a run: continue it with --resume or choose "
+            "another folder with --run"
+        )
     conflicts = resume_conflicts(read_config(path), config)
     if conflicts:
         raise PoloptError(f"{path} holds a run of another configuration: " + "; ".join(conflicts))

@@ -19,7 +19,8 @@ def take(trajectories: Trajectories, rows: Array) -> Trajectories:
     return dataclasses.replace(
         taken,
         turn=jnp.where(valid[:, None], taken.turn, -1),
-        group=_renumber(taken.group, valid, n), episode=_renumber(taken.episode, valid, n),
+        group=_renumber(taken.group, valid, n),
+        episode=_renumber(taken.episode, valid, n),
         temperature=jnp.where(valid, taken.temperature, 1),
     )
 
@@ -65,8 +66,10 @@ def assign_steps(
     """
     ids = np.unique(group[group >= 0])
     if minibatches > len(ids):
-        raise PoloptError(f"minibatches={minibatches} is more than the {len(ids)} groups of a "
-                          "rollout: groups lie whole within an optimiser step")
+        raise PoloptError(
+            f"minibatches={minibatches} is more than the {len(ids)} groups of a "
+            "rollout: groups lie whole within an optimiser step"
+        )
     order = np.random.default_rng(seed).permutation(ids) if minibatches > 1 else ids
     step_of = np.zeros(len(group), np.int32)
     for step, part in enumerate(np.array_split(order, minibatches)):

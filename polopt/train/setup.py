@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import optax
 
-from polopt.compose import Algorithm, pieces
+from polopt.algorithm import Algorithm, pieces
 from polopt.errors import PoloptError, UsageError, did_you_mean
 from polopt.models import LanguageModel, base
 from polopt.models.tokenizer import Tokenizer
@@ -54,12 +54,16 @@ def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> 
     group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
     for _, piece in pieces(alg):
         if group < piece.card.min_group:
-            raise UsageError(f"group_size={group}: {piece.name} of {alg.name} compares completions "
-                             f"of one prompt and needs groups of at least {piece.card.min_group}")
+            raise UsageError(
+                f"group_size={group}: {piece.name} of {alg.name} compares completions "
+                f"of one prompt and needs groups of at least {piece.card.min_group}"
+            )
     prompts = _prompts(config, group)
     if (config.minibatches or 1) > prompts:
-        raise UsageError(f"minibatches={config.minibatches} is more than the {prompts} groups of "
-                         "a rollout: groups lie whole within an optimiser step")
+        raise UsageError(
+            f"minibatches={config.minibatches} is more than the {prompts} groups of "
+            "a rollout: groups lie whole within an optimiser step"
+        )
     update = dataclasses.replace(
         update,
         epochs=config.epochs or min(update.epochs, MOST_EPOCHS),
@@ -78,8 +82,10 @@ def _build(factory: Callable[..., Algorithm], max_new_tokens: int) -> Algorithm:
     taken = inspect.signature(factory).parameters
     made = factory(**{name: value for name, value in scaled.items() if name in taken})
     if not isinstance(made, Algorithm):
-        raise PoloptError(f"{getattr(factory, '__name__', factory)} gives a "
-                          f"{type(made).__name__}, not a polopt.Algorithm")
+        raise PoloptError(
+            f"{getattr(factory, '__name__', factory)} gives a "
+            f"{type(made).__name__}, not a polopt.Algorithm"
+        )
     return made
 
 
@@ -94,8 +100,10 @@ def with_hyper(alg: Algorithm, values: Mapping[str, float]) -> Algorithm:
     for dotted, value in values.items():
         link, _, name = dotted.rpartition(".")
         if link not in links:
-            raise UsageError(f"set: {alg.name} has no link {link!r}{did_you_mean(link, links)} "
-                             f"(it has {', '.join(links)})")
+            raise UsageError(
+                f"set: {alg.name} has no link {link!r}{did_you_mean(link, links)} "
+                f"(it has {', '.join(links)})"
+            )
         old = links[link]
         if name in old.hyper._fields:
             new = dataclasses.replace(old, hyper=old.hyper._replace(**{name: float(value)}))
@@ -106,8 +114,10 @@ def with_hyper(alg: Algorithm, values: Mapping[str, float]) -> Algorithm:
             new = dataclasses.replace(old, options=options)
         else:
             known = [*old.hyper._fields, *(k for k, v in old.options if type(v) is int)]
-            raise UsageError(f"set: {link} has no number {name!r}{did_you_mean(name, known)} "
-                             f"(it has {', '.join(known) or 'none'})")
+            raise UsageError(
+                f"set: {link} has no number {name!r}{did_you_mean(name, known)} "
+                f"(it has {', '.join(known) or 'none'})"
+            )
         alg, links[link] = alg.replace(**{link: new}), new
     return alg
 
@@ -116,8 +126,12 @@ def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
     """The configuration with everything filled in that the method decides."""
     group = alg.sampling.group_size
     return dataclasses.replace(
-        config, group_size=group, prompts=_prompts(config, group),
-        epochs=alg.update.epochs, minibatches=alg.update.minibatches, run=str(config.folder),
+        config,
+        group_size=group,
+        prompts=_prompts(config, group),
+        epochs=alg.update.epochs,
+        minibatches=alg.update.minibatches,
+        run=str(config.folder),
     )
 
 
@@ -125,8 +139,14 @@ def resolve(config: TrainConfig, alg: Algorithm) -> TrainConfig:
 def task_of(config: TrainConfig | SampleConfig) -> Iterator[Task]:
     """The task that a configuration names; the process of a user's reward ends with it."""
     problems = config.eval_problems if isinstance(config, TrainConfig) else config.problems
-    task = load_task(config.task or "chain_sum", task_args=config.task_args, data=config.data,
-                     reward=config.reward, held_out=problems, seed=config.seed)
+    task = load_task(
+        config.task or "chain_sum",
+        task_args=config.task_args,
+        data=config.data,
+        reward=config.reward,
+        held_out=problems,
+        seed=config.seed,
+    )
     with task.reward if isinstance(task.reward, IsolatedReward) else contextlib.nullcontext():
         yield task
 
@@ -134,8 +154,12 @@ def task_of(config: TrainConfig | SampleConfig) -> Iterator[Task]:
 def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:
     """How a configuration says that tokens are drawn; at temperature 0 the likeliest is taken."""
     return Decoding(
-        temperature=config.temperature or 1.0, greedy=config.temperature == 0,
-        top_k=config.top_k or 0, top_p=config.top_p or 1.0, min_p=config.min_p or 0.0)
+        temperature=config.temperature or 1.0,
+        greedy=config.temperature == 0,
+        top_k=config.top_k or 0,
+        top_p=config.top_p or 1.0,
+        min_p=config.min_p or 0.0,
+    )
 
 
 def load_policy(name: str) -> Policy:
@@ -153,8 +177,9 @@ def load_policy(name: str) -> Policy:
         model, params, tokenizer = base.load() if name == "base" else base.load(folder)
         return Policy(model=model, params=params, tokenizer=tokenizer)
     if not (folder / "config.json").is_file():
-        raise PoloptError(f"no model {name!r}: accepted are base, the folder of a model and the "
-                          "folder of a run")
+        raise PoloptError(
+            f"no model {name!r}: accepted are base, the folder of a model and the folder of a run"
+        )
     start = load_policy(read_config(folder).model)
     found = checkpoint.restore(folder / "checkpoints", start.params, prefix="params.policy.")
     if found is None:
@@ -187,6 +212,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Sc
 
 def reset(old: Any, fresh: Any) -> Any:
     """The fresh optimiser state, with the learning rate where it stands in its schedule."""
+
     def is_schedule(x: Any) -> bool:
         return isinstance(x, optax.ScaleByScheduleState)
 

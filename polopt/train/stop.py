@@ -44,8 +44,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.signal = name
         # A signal may arrive while the main thread is writing, and streams refuse to nest.
         with suppress(RuntimeError):
-            print(f"polopt: {name}: stopping at the next safe point; again: at once",
-                  file=sys.stderr)
+            print(
+                f"polopt: {name}: stopping at the next safe point; again: at once", file=sys.stderr
+            )
 
     previous = {name: signal.signal(signal.Signals[name], receive) for name in EXIT_CODES}
     try:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from polopt.compose import Algorithm, State, advance, coupling, loss, wants
+from polopt.algorithm import Algorithm, State, advance, coupling, wants
+from polopt.compose import loss
 from polopt.models.score import score
 from polopt.train.rows import take, take_prepared
 from polopt.types import (
@@ -53,8 +54,13 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; all is copied, so the caller's arrays stay alive."""
     params, memory = jax.tree.map(jnp.copy, (params, memory))
-    return TrainState(params=params, opt_state=optimizer.init(params), memory=memory,
-                      step=jnp.int32(0), skipped=jnp.int32(0))
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        memory=memory,
+        step=jnp.int32(0),
+        skipped=jnp.int32(0),
+    )
 
 
 def make_update(
@@ -97,8 +103,13 @@ def _outputs(
 
 
 def _independent(
-    alg: Algorithm, modules: Modules, params: Params, trajectories: Trajectories,
-    prepared: Prepared, splits: Array, axis: str | None,
+    alg: Algorithm,
+    modules: Modules,
+    params: Params,
+    trajectories: Trajectories,
+    prepared: Prepared,
+    splits: Array,
+    axis: str | None,
 ) -> tuple[Params, Info]:
     def part(params: Params, rows: Array) -> tuple[Array, Info]:
         batch = take(trajectories, rows)
@@ -114,8 +125,13 @@ def _independent(
 
 
 def _coupled(
-    alg: Algorithm, modules: Modules, params: Params, trajectories: Trajectories,
-    prepared: Prepared, splits: Array, axis: str | None,
+    alg: Algorithm,
+    modules: Modules,
+    params: Params,
+    trajectories: Trajectories,
+    prepared: Prepared,
+    splits: Array,
+    axis: str | None,
 ) -> tuple[Params, Info]:
     def outputs_of(params: Params, rows: Array) -> PolicyOutputs:
         return _outputs(alg, modules, params, take(trajectories, rows))
@@ -191,13 +207,18 @@ def _gap(outputs: PolicyOutputs, batch: Trajectories) -> Info:
     sampled = batch.logp_sampler + batch.log_keep
     gap = jnp.where(batch.action_mask, jnp.abs(jax.lax.stop_gradient(outputs.logp) - sampled), 0)
     tokens = jnp.sum(batch.action_mask, dtype=jnp.float32)
-    return {"rollout/logp_gap": Mean(sum=jnp.sum(gap), weight=tokens),
-            "rollout/logp_gap_max": Max(max=jnp.max(gap))}
+    return {
+        "rollout/logp_gap": Mean(sum=jnp.sum(gap), weight=tokens),
+        "rollout/logp_gap_max": Max(max=jnp.max(gap)),
+    }
 
 
 def apply_gradient(
-    alg: Algorithm, optimizer: optax.GradientTransformation,
-    state: TrainState, grads: Params, info: Info,
+    alg: Algorithm,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: Params,
+    info: Info,
 ) -> tuple[TrainState, Info]:
     """Step the optimiser, or leave everything as it was if the gradient is not finite."""
     norm = optax.tree.norm(grads)
@@ -212,9 +233,11 @@ def apply_gradient(
     change = jnp.where(finite, optax.tree.norm(updates) / optax.tree.norm(state.params), 0)
     info = {**info, "update/grad_norm": _one(norm), "update/param_change": _one(change)}
     return TrainState(
-        params=choose(stepped, state.params), opt_state=choose(opt_state, state.opt_state),
+        params=choose(stepped, state.params),
+        opt_state=choose(opt_state, state.opt_state),
         memory=choose(memory, state.memory),
-        step=state.step + 1, skipped=state.skipped + ~finite,
+        step=state.step + 1,
+        skipped=state.skipped + ~finite,
     ), info
 
 

@@ -183,8 +183,10 @@ def header(config: TrainConfig, info: Mapping[str, Any]) -> str:
     source = config.task if config.data is None else config.data
     where = f" on {info.get('devices', '')} {info['device']}" if "device" in info else ""
     resumed = f", resumed from step {info['resumed_from']}" if info.get("resumed_from") else ""
-    return clean(f"polopt: {config.algorithm} on {source}, {config.steps} steps"
-                 f"{resumed}{where} -> {config.folder}")
+    return clean(
+        f"polopt: {config.algorithm} on {source}, {config.steps} steps"
+        f"{resumed}{where} -> {config.folder}"
+    )
 
 
 def step_line(history: History) -> str:
@@ -192,9 +194,12 @@ def step_line(history: History) -> str:
     m, total = history.latest, history.config.steps
     parts = [f"{history.done:>{len(str(total))}}/{total}"]
     for label, key, form in (
-        ("reward", "reward/mean", ".3f"), ("ent", "policy/entropy", ".3f"),
-        ("kl", kl_key(m), ".4f"), ("tied", "groups/zero_spread", ".0%"),
-        ("cut", "rollout/truncated", ".0%"), ("len", "rollout/length", ".0f"),
+        ("reward", "reward/mean", ".3f"),
+        ("ent", "policy/entropy", ".3f"),
+        ("kl", kl_key(m), ".4f"),
+        ("tied", "groups/zero_spread", ".0%"),
+        ("cut", "rollout/truncated", ".0%"),
+        ("len", "rollout/length", ".0f"),
     ):
         if key in m:
             parts.append(f"{label} {m[key]:{form}}")
@@ -223,8 +228,9 @@ def verdict(summary: Summary) -> str:
     if not n_before or not n_after:
         return f"held-out accuracy went from {100 * before:.1f} % to {100 * after:.1f} %"
     low, high = wilson_difference(before, n_before, after, n_after)
-    change = (f"{100 * (after - before):+.1f} points, 95 % interval "
-              f"{100 * low:+.1f} to {100 * high:+.1f}")
+    change = (
+        f"{100 * (after - before):+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    )
     if low > 0:
         return f"better: held-out accuracy changed by {change}"
     if high < 0:

@@ -11,13 +11,24 @@ from polopt.transform import Column, Transform, piece
 from polopt.types import Context, Surrogate, Term
 
 
-@piece("trajectory", term="kl", formula="−β · k(l − l_ref)", source="GRPO, 2402.03300, eq. 3-4",
-       repairs=("reference_drift",),
-       differs=("on-policy, k3's expected gradient is the forward KL's and k1's is zero: k2 has the"
-                " reverse KL's",))
+@piece(
+    "trajectory",
+    term="kl",
+    formula="−β · k(l − l_ref)",
+    source="GRPO, 2402.03300, eq. 3-4",
+    repairs=("reference_drift",),
+    differs=(
+        "on-policy, k3's expected gradient is the forward KL's and k1's is zero: k2 has the"
+        " reverse KL's",
+    ),
+)
 def kl_penalty(
-    surrogate: Surrogate, context: Context, *,
-    estimator: Callable = k3, coefficient: float = 0.04, to: Column = "logp_ref",
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    estimator: Callable = k3,
+    coefficient: float = 0.04,
+    to: Column = "logp_ref",
     aggregate: Transform | None = None,
 ) -> Surrogate:
     """Pay for the distance from the reference inside the loss, per token."""
@@ -27,10 +38,19 @@ def kl_penalty(
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "kl": term}, info=info)
 
 
-@piece("trajectory", term="entropy", wants=("entropy",), formula="c · H(π(·|s_t))",
-       source="A3C, 1602.01783, sec. 4", repairs=("entropy_collapse",))
+@piece(
+    "trajectory",
+    term="entropy",
+    wants=("entropy",),
+    formula="c · H(π(·|s_t))",
+    source="A3C, 1602.01783, sec. 4",
+    repairs=("entropy_collapse",),
+)
 def entropy_bonus(
-    surrogate: Surrogate, context: Context, *, coefficient: float = 0.01,
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    coefficient: float = 0.01,
     aggregate: Transform | None = None,
 ) -> Surrogate:
     """Reward the entropy of the next-token distribution."""

@@ -19,26 +19,40 @@ def _with_ratio(
 ) -> Surrogate:
     measured = jnp.where(context.mask, sg(ratio), 0)
     drift = safe_exp(sg(log_ratio)) - 1 - sg(log_ratio)
-    info = {"policy/ratio_max": Max(max=jnp.max(measured)),
-            "policy/kl": token_info(drift, context.mask)}
-    return dataclasses.replace(surrogate, log_ratio=log_ratio, ratio=ratio,
-                               info={**surrogate.info, **info})
+    info = {
+        "policy/ratio_max": Max(max=jnp.max(measured)),
+        "policy/kl": token_info(drift, context.mask),
+    }
+    return dataclasses.replace(
+        surrogate, log_ratio=log_ratio, ratio=ratio, info={**surrogate.info, **info}
+    )
 
 
-@piece("trajectory", reads="logp", writes="ratio", formula="r_it = exp(l_it − l_old,it)",
-       source="PPO, 1707.06347, eq. 6", differs=(_LIMIT,))
+@piece(
+    "trajectory",
+    reads="logp",
+    writes="ratio",
+    formula="r_it = exp(l_it − l_old,it)",
+    source="PPO, 1707.06347, eq. 6",
+    differs=(_LIMIT,),
+)
 def token_ratio(surrogate: Surrogate, context: Context, *, to: Column = "logp_old") -> Surrogate:
     """One ratio per token."""
     log_ratio = surrogate.logp - context.column(to)
     return _with_ratio(surrogate, context, log_ratio, safe_exp(log_ratio))
 
 
-@piece("trajectory", reads="logp", writes="ratio", couples="sequence",
-       formula="s_i = exp((1/L_i) Σ_t (l_it − l_old,it))", source="GSPO, 2507.18071, eq. 7",
-       repairs=("token_ratio_noise",), differs=(_LIMIT,))
-def sequence_ratio(
-    surrogate: Surrogate, context: Context, *, to: Column = "logp_old"
-) -> Surrogate:
+@piece(
+    "trajectory",
+    reads="logp",
+    writes="ratio",
+    couples="sequence",
+    formula="s_i = exp((1/L_i) Σ_t (l_it − l_old,it))",
+    source="GSPO, 2507.18071, eq. 7",
+    repairs=("token_ratio_noise",),
+    differs=(_LIMIT,),
+)
+def sequence_ratio(surrogate: Surrogate, context: Context, *, to: Column = "logp_old") -> Surrogate:
     """One ratio per row: the geometric mean of its token ratios."""
     mean = row_mean(surrogate.logp - context.column(to), context.mask)
     log_ratio = jnp.broadcast_to(mean[:, None], surrogate.logp.shape)

@@ -11,13 +11,22 @@ from polopt.transform import Transform, piece
 from polopt.types import Context, Surrogate, Term
 
 
-@piece("trajectory", term="value", needs=("value",), wants=("value",),
-       formula="−c/2 · max((V−G)², (clip(V, V_old±ε)−G)²)",
-       source="PPO, 1707.06347, eq. 9; clip: openai/baselines", repairs=("critic_lag",),
-       differs=("verl's range is 0.5, tunix's 0.2; None switches the clip off",))
+@piece(
+    "trajectory",
+    term="value",
+    needs=("value",),
+    wants=("value",),
+    formula="−c/2 · max((V−G)², (clip(V, V_old±ε)−G)²)",
+    source="PPO, 1707.06347, eq. 9; clip: openai/baselines",
+    repairs=("critic_lag",),
+    differs=("verl's range is 0.5, tunix's 0.2; None switches the clip off",),
+)
 def value_loss(
-    surrogate: Surrogate, context: Context, *,
-    coefficient: float = 1.0, value_clip: float | None = 0.2,
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    coefficient: float = 1.0,
+    value_clip: float | None = 0.2,
     aggregate: Transform | None = None,
 ) -> Surrogate:
     """Regress the critic on the returns that `gae` left, pessimistically near its old value."""

@@ -12,21 +12,36 @@ from polopt.transform import piece
 from polopt.types import Context, Surrogate, Term
 
 
-@piece("trajectory", reads=("logp", "ratio"), writes="policy", term="policy", formula="A · l",
-       source="REINFORCE, Williams 1992, eq. 4")
+@piece(
+    "trajectory",
+    reads=("logp", "ratio"),
+    writes="policy",
+    term="policy",
+    formula="A · l",
+    source="REINFORCE, Williams 1992, eq. 4",
+)
 def policy_gradient(surrogate: Surrogate, context: Context) -> Surrogate:
     """The plain score function: no ratio, no bound."""
     term = Term(objective=context.credit * surrogate.logp, mask=context.mask)
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
 
 
-@piece("trajectory", reads="ratio", writes="policy", term="policy",
-       formula="sg[clip(r, 1−ε_lo, 1+ε_hi)] · A · l", source="CISPO, 2506.13585, eq. 4",
-       repairs=("pivotal_tokens_clipped", "entropy_collapse"),
-       differs=("verl bounds both sides by 1±ε; TRL's epsilon_high is the absolute upper bound",))
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    formula="sg[clip(r, 1−ε_lo, 1+ε_hi)] · A · l",
+    source="CISPO, 2506.13585, eq. 4",
+    repairs=("pivotal_tokens_clipped", "entropy_collapse"),
+    differs=("verl bounds both sides by 1±ε; TRL's epsilon_high is the absolute upper bound",),
+)
 def detach_weight(
-    surrogate: Surrogate, context: Context, *,
-    low: float | None = None, high: float | None = None,
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Surrogate:
     """Weigh each token by its bounded, detached ratio: every token keeps a gradient."""
     lower = None if low is None else 1 - low

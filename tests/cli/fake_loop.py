@@ -33,15 +33,27 @@ def evaluation(accuracy, problems=256):
 
 def samples(progress):
     return [
-        SampleView(prompt="Long prompt " * 12 + "12 + 7 =", answer="19", reward=1.0, stop="EOS",
-                   completion="19" if progress > 0.5 else HOSTILE, correct=progress > 0.5),
+        SampleView(
+            prompt="Long prompt " * 12 + "12 + 7 =",
+            answer="19",
+            reward=1.0,
+            stop="EOS",
+            completion="19" if progress > 0.5 else HOSTILE,
+            correct=progress > 0.5,
+        ),
         SampleView(prompt="5 + 5 =", completion="", answer="10", reward=0.0, stop="LENGTH"),
     ]
 
 
 def fresh(step):
-    return SampleView(prompt=f"{step} + 1 =", completion=f"{step + 1}", answer=f"{step + 1}",
-                      reward=1.0, stop="EOS", correct=True)
+    return SampleView(
+        prompt=f"{step} + 1 =",
+        completion=f"{step + 1}",
+        answer=f"{step + 1}",
+        reward=1.0,
+        stop="EOS",
+        correct=True,
+    )
 
 
 def metrics(step, progress):
@@ -85,9 +97,15 @@ def train(config: TrainConfig, *, algorithm, sinks=()) -> Summary:
                 out.evaluation(done, last)
                 out.samples(done, samples(progress))
             (record.checkpoints / str(done)).touch()
-        summary = Summary(run=record.path, steps=done, seconds=time.monotonic() - began,
-                          first=first, last=last, stopped=stop.signal,
-                          checkpoint=Path(record.checkpoints / str(done)))
+        summary = Summary(
+            run=record.path,
+            steps=done,
+            seconds=time.monotonic() - began,
+            first=first,
+            last=last,
+            stopped=stop.signal,
+            checkpoint=Path(record.checkpoints / str(done)),
+        )
         out.finish(summary)
     return summary
 

@@ -16,8 +16,13 @@ ROOT = Path(__file__).parents[2]
 def fresh(*args, code=None):
     """Run ``python -m polopt`` (or `code`) in a process of its own."""
     command = ["-m", "polopt", *args] if code is None else ["-c", code, *args]
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"})
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+    )
 
 
 def complaint(capsys, *args):
@@ -32,13 +37,15 @@ def complaint(capsys, *args):
 
 @pytest.mark.parametrize("args", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
 def test_help_answers_in_a_second_and_imports_no_jax(args):
-    code = ("import sys, time; t = time.perf_counter()\n"
-            "from polopt.cli import main\n"
-            "try: main(sys.argv[1:])\n"
-            "except SystemExit as e: assert e.code == 0, e.code\n"
-            "heavy = {'jax', 'numpy', 'flax', 'rich', 'matplotlib'} & set(sys.modules)\n"
-            "assert not heavy, heavy\n"
-            "print(time.perf_counter() - t, file=sys.stderr)")
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "from polopt.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "heavy = {'jax', 'numpy', 'flax', 'rich', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(time.perf_counter() - t, file=sys.stderr)"
+    )
     seconds = []
     while len(seconds) < 4 and min(seconds, default=1.0) >= 1.0:  # the machine may be busy
         result = fresh(*args, code=code)
@@ -115,7 +122,9 @@ def test_every_command_has_its_module():
 def test_a_reader_that_leaves_is_no_error():
     process = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m polopt methods --json | head -1"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stdout == "{\n"

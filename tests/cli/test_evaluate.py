@@ -11,8 +11,14 @@ from polopt.train.sinks import SampleView
 
 
 def view(correct, stop="EOS", completion="1"):
-    return SampleView(prompt="p", completion=completion, answer="1", reward=float(bool(correct)),
-                      stop=stop, correct=correct)
+    return SampleView(
+        prompt="p",
+        completion=completion,
+        answer="1",
+        reward=float(bool(correct)),
+        stop=stop,
+        correct=correct,
+    )
 
 
 def test_accuracy_interval_and_pass_at_k_by_hand():
@@ -21,11 +27,18 @@ def test_accuracy_interval_and_pass_at_k_by_hand():
     # Wilson for a rate of 1/4 in n = 2: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     z = 1.959963984540054
     half = z * (0.25 * 0.75 / 2 + z * z / 16) ** 0.5
-    assert result == pytest.approx({
-        "problems": 2, "samples": 2, "accuracy": 0.25, "truncated": 0.25, "pass@1": 0.25,
-        "pass@2": 0.5, "low": (0.25 + z * z / 4 - half) / (1 + z * z / 2),
-        "high": (0.25 + z * z / 4 + half) / (1 + z * z / 2),
-    })
+    assert result == pytest.approx(
+        {
+            "problems": 2,
+            "samples": 2,
+            "accuracy": 0.25,
+            "truncated": 0.25,
+            "pass@1": 0.25,
+            "pass@2": 0.5,
+            "low": (0.25 + z * z / 4 - half) / (1 + z * z / 2),
+            "high": (0.25 + z * z / 4 + half) / (1 + z * z / 2),
+        }
+    )
 
 
 def test_pass_at_k_goes_up_in_powers_of_two():
@@ -70,16 +83,22 @@ def test_eval_for_programs(capsys):
 
 
 def test_the_folder_of_a_run_brings_what_it_trained_on(tmp_path):
-    trained = TrainConfig(task="leg_counting", task_args=("max_animals=3",), max_new_tokens=9,
-                          reward="r.py:f")
+    trained = TrainConfig(
+        task="leg_counting", task_args=("max_animals=3",), max_new_tokens=9, reward="r.py:f"
+    )
     (tmp_path / "config.json").write_text(to_json(trained))
     folder = str(tmp_path)
 
     def asked(*args):
         return read_arguments([folder, *args], SampleConfig(), "eval", "")
 
-    assert asked() == SampleConfig(model=folder, task="leg_counting", max_new_tokens=9,
-                                   task_args=("max_animals=3",), reward="r.py:f")
+    assert asked() == SampleConfig(
+        model=folder,
+        task="leg_counting",
+        max_new_tokens=9,
+        task_args=("max_animals=3",),
+        reward="r.py:f",
+    )
     harder = asked("--task-args", "max_animals=8")
     assert (harder.task, harder.task_args) == ("leg_counting", ("max_animals=8",))
     other = asked("--task", "chain_sum", "--max-new-tokens", "5")

@@ -3,9 +3,9 @@ import re
 import pytest
 
 import polopt.algorithms
+from polopt.algorithm import Algorithm
 from polopt.cli.methods import methods
 from polopt.cli.table import METHODS, find_algorithm
-from polopt.compose import Algorithm
 from polopt.errors import PoloptError, UsageError
 
 

@@ -80,8 +80,10 @@ def test_sinks_are_closed_when_the_loop_fails(monkeypatch):
 
 def start(*args, delay):
     return subprocess.Popen(
-        [sys.executable, fake_loop.__file__, *args], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, fake_loop.__file__, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "FAKE_DELAY": str(delay)},
     )
 
@@ -107,8 +109,10 @@ def test_a_signal_stops_after_the_step_and_the_command_it_prints_goes_on(number,
     done = read_metrics("runs/grpo-chain_sum-0")[-1]["step"]
     assert 3 <= done < 40
     command = "polopt train --config runs/grpo-chain_sum-0 --resume"
-    assert stopped == (f"polopt: stopped after step {done}; the run is in runs/grpo-chain_sum-0; "
-                       f"continue with: {command}")
+    assert stopped == (
+        f"polopt: stopped after step {done}; the run is in runs/grpo-chain_sum-0; "
+        f"continue with: {command}"
+    )
     assert run(command.split()[2:], loop=fake_loop.train) == 0
     rows = read_metrics("runs/grpo-chain_sum-0")
     assert [row["step"] for row in rows] == list(range(41))

@@ -18,8 +18,13 @@ def slow_reward(completion, example):
 
 
 def loop(config, *, algorithm, sinks):
-    return train(config, algorithm=toy.remembering(), policy=toy.policy(),
-                 task=toy.task(reward=slow_reward), sinks=sinks)
+    return train(
+        config,
+        algorithm=toy.remembering(),
+        policy=toy.policy(),
+        task=toy.task(reward=slow_reward),
+        sinks=sinks,
+    )
 
 
 if __name__ == "__main__":

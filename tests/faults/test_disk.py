@@ -29,7 +29,8 @@ def test_a_save_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, littl
         with pytest.raises(PoloptError) as error:
             checkpoint.save(tmp_path, 2, tree(2), {})
         assert str(error.value) == (
-            f"cannot write the checkpoint {tmp_path}/00000002: File too large")
+            f"cannot write the checkpoint {tmp_path}/00000002: File too large"
+        )
         assert caplog.records == []
         assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
     step, found, _ = checkpoint.restore(tmp_path, tree(0, size=64))

@@ -12,8 +12,12 @@ DELAYS = ["0", "5", "15", "40"]  # milliseconds; a save takes some 50
 
 
 def test_a_save_that_is_killed_leaves_the_newest_committed_step(tmp_path):
-    subprocess.run([sys.executable, "-m", "faults.killed_saver", str(tmp_path), *DELAYS],
-                   check=True, timeout=200, cwd="tests")
+    subprocess.run(
+        [sys.executable, "-m", "faults.killed_saver", str(tmp_path), *DELAYS],
+        check=True,
+        timeout=200,
+        cwd="tests",
+    )
     partial = 0
     for i in range(len(DELAYS)):
         folder = tmp_path / str(i)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 from polopt import algorithms
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 
 SETTINGS: dict[str, dict[str, float]] = {
     "dapo": {"max_length": 6, "cache": 4},

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polopt.compose import coupling, loss, prepare, wants
+from polopt.algorithm import coupling, wants
+from polopt.compose import loss, prepare
 from polopt.testing import random_outputs, random_trajectories
 from polopt.types import PolicyOutputs
 
@@ -15,8 +16,12 @@ from . import toys
 from .table import FACTORIES
 
 N, T, FEATURES, VOCAB = 16, 10, 3, 7
-COUPLED = {"none": FACTORIES["grpo"], "sequence": FACTORIES["gspo"], "group": toys.regression,
-           "batch": toys.covariance}
+COUPLED = {
+    "none": FACTORIES["grpo"],
+    "sequence": FACTORIES["gspo"],
+    "group": toys.regression,
+    "batch": toys.covariance,
+}
 
 
 def setup(alg, seed=0):
@@ -44,8 +49,9 @@ def outputs_of(params, inputs):
 def gradients(alg, params, inputs, prepared):
     """Of the loss with respect to logp, and pulled through the model."""
     outputs, pull = jax.vjp(lambda p: outputs_of(p, inputs), params)
-    (value, _), cotangent = jax.value_and_grad(
-        lambda o: loss(alg, o, prepared), has_aux=True)(outputs)
+    (value, _), cotangent = jax.value_and_grad(lambda o: loss(alg, o, prepared), has_aux=True)(
+        outputs
+    )
     return value, cotangent.logp, pull(cotangent)[0]
 
 
@@ -58,7 +64,8 @@ def on_devices(alg, params, inputs, prepared, devices):
 
     def own(inputs, rows):
         value, cotangent, gradient = gradients(
-            alg, params, inputs, dataclasses.replace(prepared, rows=rows))
+            alg, params, inputs, dataclasses.replace(prepared, rows=rows)
+        )
         return jax.lax.psum((value, gradient), "devices"), cotangent
 
     step = jax.pmap(own, axis_name="devices", devices=jax.devices()[:devices])

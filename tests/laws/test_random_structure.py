@@ -15,13 +15,20 @@ from .table import FACTORIES
 from .toys import regression
 
 N, T = 14, 10  # the shape for which the conformance table has compiled
-METHODS = {**{key: FACTORIES[key] for key in ("grpo", "dapo", "gspo", "ppo", "reinforce_pp")},
-           "regression": regression}
+METHODS = {
+    **{key: FACTORIES[key] for key in ("grpo", "dapo", "gspo", "ppo", "reinforce_pp")},
+    "regression": regression,
+}
 
 
 ROW = st.tuples(  # length, prompt (of length), mask bits, group, scored, outcome
-    st.integers(0, T), st.integers(0, T), st.integers(0, 2**T - 1), st.integers(0, N - 1),
-    st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+    st.integers(0, T),
+    st.integers(0, T),
+    st.integers(0, 2**T - 1),
+    st.integers(0, N - 1),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
 
 
 def built(rows: list[tuple], seed: int) -> Trajectories:
@@ -36,10 +43,17 @@ def built(rows: list[tuple], seed: int) -> Trajectories:
     reward[np.arange(N), earned_at(mask, prompt)] = np.where(real, outcome, 0)
     ids = np.where(real, group, -1).astype(np.int32)
     return dataclasses.replace(
-        random_trajectories(seed), length=length.astype(np.int32), action_mask=mask,
-        prompt_length=prompt.astype(np.int32), turn=turns(mask), group=ids, prompt=ids,
-        episode=np.where(real, np.arange(N), -1).astype(np.int32), scored=scored & real,
-        reward_parts={"outcome": reward, "process": 0 * reward})
+        random_trajectories(seed),
+        length=length.astype(np.int32),
+        action_mask=mask,
+        prompt_length=prompt.astype(np.int32),
+        turn=turns(mask),
+        group=ids,
+        prompt=ids,
+        episode=np.where(real, np.arange(N), -1).astype(np.int32),
+        scored=scored & real,
+        reward_parts={"outcome": reward, "process": 0 * reward},
+    )
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -52,8 +66,11 @@ def test_any_structure(key, rows, seed):
         law(METHODS[key](), seed=seed, trajectories=batch)
 
 
-NEEDED = {"grpo": ("logp_old", "logp_ref"), "ppo": ("logp_old", "logp_ref", "value"),
-          "reinforce_pp": ("logp_old", "logp_ref")}
+NEEDED = {
+    "grpo": ("logp_old", "logp_ref"),
+    "ppo": ("logp_old", "logp_ref", "value"),
+    "reinforce_pp": ("logp_old", "logp_ref"),
+}
 
 
 def columns_of(key, batch):

@@ -18,8 +18,9 @@ def _replaced(surrogate, objective, mask):
     return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
 
 
-@piece("trajectory", reads="logp", writes="policy", term="policy", couples="group",
-       needs=("logp_old",))
+@piece(
+    "trajectory", reads="logp", writes="policy", term="policy", couples="group", needs=("logp_old",)
+)
 def group_regression(surrogate, context, *, beta: float = 0.3):
     """−½ (A − β (s − mean_g s))², s the row's log-ratio: rows of a group depend on each other."""
     inside = context.mask.any(axis=1).astype(surrogate.logp.dtype)
@@ -41,8 +42,12 @@ def near_the_mean(surrogate, context, *, width: float = 0.5):
 
 
 def _algorithm(name, *trajectory, reward=(), aggregate=None):
-    return Algorithm(name=name, reward=chain(outcome_return(), group_mean_baseline(), *reward),
-                     trajectory=chain(*trajectory), aggregate=aggregate or token_mean())
+    return Algorithm(
+        name=name,
+        reward=chain(outcome_return(), group_mean_baseline(), *reward),
+        trajectory=chain(*trajectory),
+        aggregate=aggregate or token_mean(),
+    )
 
 
 def regression() -> Algorithm:
@@ -78,8 +83,9 @@ def doubled(ratio, credit):
 def reads_everything(surrogate, context):
     """Sums a column over the whole row, and forgets the mask of its own term."""
     pull = jnp.sum(surrogate.logp, axis=1, keepdims=True)
-    return _replaced(surrogate, surrogate.ratio * context.credit + pull,
-                     jnp.ones_like(context.mask))
+    return _replaced(
+        surrogate, surrogate.ratio * context.credit + pull, jnp.ones_like(context.mask)
+    )
 
 
 @piece("reward", reads="sequence", invariant=("shift", "scale"))
@@ -98,7 +104,7 @@ def by_spread(credit, trajectories):
 @piece("trajectory", reads="logp", writes="policy", term="policy", needs=("logp_old",))
 def unbounded(surrogate, context):
     """An exponential that overflows."""
-    ratio = jnp.exp(jnp.exp(jnp.abs(surrogate.logp - context.column("logp_old"))))
+    ratio = jnp.exp(surrogate.logp - context.column("logp_old"))
     return _replaced(surrogate, ratio * context.credit, context.mask)
 
 
@@ -120,14 +126,20 @@ def fresh() -> Algorithm:
 
 
 BROKEN = {
-    "over_rows": ("partition", lambda: _algorithm(
-        "over_rows", token_ratio(), clip(), reward=[over_rows()])),
+    "over_rows": (
+        "partition",
+        lambda: _algorithm("over_rows", token_ratio(), clip(), reward=[over_rows()]),
+    ),
     "early_mean": ("partition", lambda: _algorithm("early_mean", token_ratio(), early_mean())),
     "doubled": ("on_policy", lambda: _algorithm("doubled", token_ratio(), doubled())),
-    "squared": ("invariances", lambda: _algorithm(
-        "squared", token_ratio(), clip(), reward=[squared()])),
-    "by_spread": ("degenerate", lambda: _algorithm(
-        "by_spread", token_ratio(), clip(), reward=[by_spread()])),
+    "squared": (
+        "invariances",
+        lambda: _algorithm("squared", token_ratio(), clip(), reward=[squared()]),
+    ),
+    "by_spread": (
+        "degenerate",
+        lambda: _algorithm("by_spread", token_ratio(), clip(), reward=[by_spread()]),
+    ),
     "unbounded": ("extremes", lambda: _algorithm("unbounded", unbounded())),
     "fresh": ("composition", fresh),
 }

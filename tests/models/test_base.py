@@ -42,11 +42,20 @@ def test_it_answers_as_advertised():
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    generated = jax.device_get(generate(
-        model, params, tokens, lengths, np.arange(len(prompts), dtype=np.int32),
-        key=jax.random.key(3), group_size=1, max_new_tokens=32, decoding=Decoding(),
-        eos_ids=tokenizer.eos_ids,
-    ))
+    generated = jax.device_get(
+        generate(
+            model,
+            params,
+            tokens,
+            lengths,
+            np.arange(len(prompts), dtype=np.int32),
+            key=jax.random.key(3),
+            group_size=1,
+            max_new_tokens=32,
+            decoding=Decoding(),
+            eos_ids=tokenizer.eos_ids,
+        )
+    )
     assert generated.length.max() < 32
     rows = zip(generated.tokens, generated.length, strict=True)
     texts = [tokenizer.decode(tokens[:length]) for tokens, length in rows]
@@ -69,8 +78,15 @@ def test_loading_is_repeatable_and_in_float32():
 
 def test_saving_and_loading_is_exact_up_to_bfloat16(tmp_path):
     config = DecoderConfig(
-        vocab_size=300, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4,
-        mlp_size=8, max_length=16, tie_embeddings=False,
+        vocab_size=300,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        mlp_size=8,
+        max_length=16,
+        tie_embeddings=False,
     )
     model, tokenizer = LanguageModel(config), train_tokenizer(["a b", "a c"], 270)
     params = model.init(jax.random.key(0))
@@ -110,4 +126,3 @@ def test_weights_of_another_shape_are_refused_by_name(folder):
     base.save(folder, LanguageModel(wider), params, tokenizer)
     with pytest.raises(PoloptError, match=r"layers.0.mlp.down.kernel has shape .384, 128."):
         base.load(folder)
-

@@ -109,10 +109,18 @@ def test_training_is_deterministic_and_merges_what_repeats():
     assert one == two
     assert one.vocab_size == 269
     assert [one.token_id(t) for t in ("<pad>", "<bos>", "<eos>", "<answer>", "</answer>")] == [
-        0, 1, 2, 3, 4
+        0,
+        1,
+        2,
+        3,
+        4,
     ]
     assert len(one.encode("Add up: ")) == 1
     kinds = {t["content"]: t["special"] for t in json.loads(one.source)["added_tokens"]}
     assert kinds == {
-        "<pad>": True, "<bos>": True, "<eos>": True, "<answer>": False, "</answer>": False
+        "<pad>": True,
+        "<bos>": True,
+        "<eos>": True,
+        "<answer>": False,
+        "</answer>": False,
     }

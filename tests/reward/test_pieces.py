@@ -32,8 +32,9 @@ ROOT = np.sqrt(0.5)
 
 def batch(**changes):
     """Two groups of two; the last row wrote nothing and is paid at its prompt."""
-    made = Trajectories.build([[1], [1], [2], [2]], [[5, 6], [7], [8, 9, 10], []],
-                              [1.0, 0.0, 2.0, 0.5], group=2)
+    made = Trajectories.build(
+        [[1], [1], [2], [2]], [[5, 6], [7], [8, 9, 10], []], [1.0, 0.0, 2.0, 0.5], group=2
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -58,13 +59,20 @@ def test_outcome_return_sums_the_row():
 def test_rows_of_an_episode_share_its_return_and_count_once():
     on = batch(group=np.zeros(4, np.int32), episode=np.array([0, 0, 1, 2], np.int32))
     near(run(outcome_return(), on=on).sequence, [1, 1, 2, 0.5])
-    near(run(outcome_return(), group_mean_baseline(), on=on).sequence,
-         np.array([1, 1, 2, 0.5]) - 3.5 / 3)
+    near(
+        run(outcome_return(), group_mean_baseline(), on=on).sequence,
+        np.array([1, 1, 2, 0.5]) - 3.5 / 3,
+    )
 
 
 def test_reward_to_go_discounts_by_actions():
-    on = Trajectories.build([[1]], [[2, 3, 4, 5]], [[1.0, 0.0, 2.0, 4.0]], group=1,
-                            action_mask=[[True, False, True, True]])
+    on = Trajectories.build(
+        [[1]],
+        [[2, 3, 4, 5]],
+        [[1.0, 0.0, 2.0, 4.0]],
+        group=1,
+        action_mask=[[True, False, True, True]],
+    )
     value = run(reward_to_go(0.5), on=on).value
     near(np.asarray(value)[0, [1, 3, 4]], [3, 4, 4])
 
@@ -77,8 +85,10 @@ def test_group_baselines():
 def test_leave_one_out_is_scaled_group_mean():
     """Identity 2 of the catalogue, here for a group of four."""
     on = batch(group=np.zeros(4, np.int32))
-    near(run(outcome_return(), leave_one_out_baseline(), on=on).sequence,
-         4 / 3 * run(outcome_return(), group_mean_baseline(), on=on).sequence)
+    near(
+        run(outcome_return(), leave_one_out_baseline(), on=on).sequence,
+        4 / 3 * run(outcome_return(), group_mean_baseline(), on=on).sequence,
+    )
 
 
 def test_a_row_without_a_score_is_in_no_baseline():
@@ -87,12 +97,18 @@ def test_a_row_without_a_score_is_in_no_baseline():
 
 
 def test_group_std_scale_by_ddof():
-    near(run(outcome_return(), group_mean_baseline(), group_std_scale()).sequence,
-         [ROOT, -ROOT, ROOT, -ROOT])
-    near(run(outcome_return(), group_mean_baseline(), group_std_scale(0.0, ddof=0)).sequence,
-         [1, -1, 1, -1])
-    near(run(outcome_return(), group_mean_baseline(), group_std_scale(1.0, ddof=0)).sequence,
-         [0.5 / 1.5, -0.5 / 1.5, 0.75 / 1.75, -0.75 / 1.75])
+    near(
+        run(outcome_return(), group_mean_baseline(), group_std_scale()).sequence,
+        [ROOT, -ROOT, ROOT, -ROOT],
+    )
+    near(
+        run(outcome_return(), group_mean_baseline(), group_std_scale(0.0, ddof=0)).sequence,
+        [1, -1, 1, -1],
+    )
+    near(
+        run(outcome_return(), group_mean_baseline(), group_std_scale(1.0, ddof=0)).sequence,
+        [0.5 / 1.5, -0.5 / 1.5, 0.75 / 1.75, -0.75 / 1.75],
+    )
 
 
 def test_rounding_does_not_turn_equal_rewards_into_credit():
@@ -152,8 +168,12 @@ def test_filters():
     stop = np.array([Stop.EOS, Stop.LENGTH, Stop.TURN_LIMIT, Stop.TOOL_ERROR])
     kept = run(drop_truncated(), on=batch(stop=stop)).keep
     assert kept.any(axis=1).tolist() == [True, False, False, False]
-    on = batch(reward_parts={"outcome": np.eye(4, 4)[[0, 0, 1, 2]] * [[1], [1], [1], [2]],
-                             "format": np.ones((4, 4))})
+    on = batch(
+        reward_parts={
+            "outcome": np.eye(4, 4)[[0, 0, 1, 2]] * [[1], [1], [1], [2]],
+            "format": np.ones((4, 4)),
+        }
+    )
     assert np.asarray(spread(on)).tolist() == [False, False, True, True]
     assert not np.any(spread(on, "format"))
     with pytest.raises(PoloptError, match="no reward component 'formt'; did you mean 'format'"):
@@ -193,15 +213,24 @@ def test_gae_is_that_of_rlax():
     rng = np.random.default_rng(0)
     reward, value, last = rng.normal(size=6), rng.normal(size=6), rng.normal()
     peer = rlax.truncated_generalized_advantage_estimation(
-        reward.astype(np.float32), np.full(6, 0.9, np.float32), 0.8,
-        np.append(value, last).astype(np.float32))
+        reward.astype(np.float32),
+        np.full(6, 0.9, np.float32),
+        0.8,
+        np.append(value, last).astype(np.float32),
+    )
     near(advantage([1, 0, 1, 1, 1, 0, 1, 1], last, 0.9, 0.8, reward, value), peer)
 
 
 def test_gae_leaves_targets_and_reads_the_named_bootstrap():
     value = np.array([[9, 0.5, 0.25, 9]], np.float32)
-    on = Trajectories.build([[1]], [[2, 3]], [1.0], group=1, width=4, columns={
-        "value": value, "last": np.array([2.0], np.float32)})
+    on = Trajectories.build(
+        [[1]],
+        [[2, 3]],
+        [1.0],
+        group=1,
+        width=4,
+        columns={"value": value, "last": np.array([2.0], np.float32)},
+    )
     done = run(gae(1.0, 1.0), on=on)
     near(done.targets["returns"], [[0, 1, 1, 0]])
     near(run(gae(1.0, 1.0, bootstrap="last"), on=on).targets["returns"], [[0, 3, 3, 0]])

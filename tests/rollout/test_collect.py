@@ -26,14 +26,24 @@ def by_identity(tokens, lengths, ids):
     inside = np.arange(C) < length[:, None]
     logp = np.where(inside, -np.stack([r.random(C) for r in rng]), 0).astype(np.float32)
     stop = np.where(length < C, Stop.EOS, Stop.LENGTH).astype(np.int32)
-    return Generated(tokens=np.where(inside, drawn, 0), length=length, logp_sampler=logp,
-                     log_keep=np.where(inside, np.float32(-0.25), 0), stop=stop)
+    return Generated(
+        tokens=np.where(inside, drawn, 0),
+        length=length,
+        logp_sampler=logp,
+        log_keep=np.where(inside, np.float32(-0.25), 0),
+        stop=stop,
+    )
 
 
 def collector(task=None, **sampling):
-    return Collector(task=task or toy.task(), tokenizer=toy.Letters(), max_new_tokens=C,
-                     sampling=Sampling(**{"group_size": 3, **sampling}), max_length=32,
-                     temperature=0.5)
+    return Collector(
+        task=task or toy.task(),
+        tokenizer=toy.Letters(),
+        max_new_tokens=C,
+        sampling=Sampling(**{"group_size": 3, **sampling}),
+        max_length=32,
+        temperature=0.5,
+    )
 
 
 def test_a_row_is_its_prompt_and_its_completion_and_is_paid_at_the_last_token():
@@ -54,8 +64,9 @@ def test_a_row_is_its_prompt_and_its_completion_and_is_paid_at_the_last_token():
         actions = np.flatnonzero(batch.action_mask[n])
         assert actions.tolist() == list(range(len(prompt), end))
         assert (batch.turn[n] == np.where(batch.action_mask[n], 0, -1)).all()
-        np.testing.assert_array_equal(batch.logp_sampler[n, actions],
-                                      drawn.logp_sampler[n, : drawn.length[n]])
+        np.testing.assert_array_equal(
+            batch.logp_sampler[n, actions], drawn.logp_sampler[n, : drawn.length[n]]
+        )
         assert np.flatnonzero(batch.logp_sampler[n]).tolist() == actions.tolist()
         assert (batch.log_keep[n, actions] == -0.25).all()
         assert rollout.completions[n] == letters.decode(drawn.tokens[n, : drawn.length[n]])
@@ -75,8 +86,9 @@ def test_an_endless_task_has_no_prompt_numbers():
 
 
 def test_the_same_cursor_gives_the_same_batch():
-    first, second = (collector().collect(by_identity, None, 3, Cursor(prompt=2, row=9))
-                     for _ in range(2))
+    first, second = (
+        collector().collect(by_identity, None, 3, Cursor(prompt=2, row=9)) for _ in range(2)
+    )
     toy.assert_same_tree(first.trajectories, second.trajectories)
     assert first.completions == second.completions
     other = collector().collect(by_identity, None, 3, Cursor(prompt=2, row=10))
@@ -174,9 +186,11 @@ def test_the_greedy_companion_is_paid_but_not_trained_on():
     letters, best = toy.Letters(), by_identity(None, None, asked[0] + 1000)
     expected = [
         sum(toy.reward(letters.decode(row[:k]), None).values())
-        for row, k in zip(best.tokens, best.length, strict=True)]
-    np.testing.assert_allclose(rollout.trajectories.columns["greedy_return"],
-                               np.repeat(expected, 3), rtol=1e-6)
+        for row, k in zip(best.tokens, best.length, strict=True)
+    ]
+    np.testing.assert_allclose(
+        rollout.trajectories.columns["greedy_return"], np.repeat(expected, 3), rtol=1e-6
+    )
     assert len(rollout.trajectories.id) == 12
 
 
@@ -210,7 +224,8 @@ def test_a_prompt_without_room_for_a_completion_is_one_line():
     with pytest.raises(PoloptError) as error:
         collector(long).collect(by_identity, None, 2, Cursor(prompt=7))
     assert str(error.value) == (
-        "prompt 7 of toy has 29 tokens; the model's context of 32 less max_new_tokens=4 leaves 28")
+        "prompt 7 of toy has 29 tokens; the model's context of 32 less max_new_tokens=4 leaves 28"
+    )
 
 
 @pytest.mark.parametrize(("letters", "width"), [(3, 16), (15, 16), (16, 28), (27, 28)])

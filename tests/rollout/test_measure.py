@@ -17,9 +17,14 @@ def batch(rewards, correct=None, **changes):
     if correct is not None:
         parts["correct"] = correct
     made = Trajectories.build(
-        [[5]] * 6, [[7] * n for n in lengths], parts, group=2,
-        logp_sampler=[[-n / 4] * n for n in lengths], width=6,
-        stop=[Stop.EOS, Stop.EOS, Stop.LENGTH, Stop.EOS, Stop.TURN_LIMIT, Stop.STOP_TOKEN])
+        [[5]] * 6,
+        [[7] * n for n in lengths],
+        parts,
+        group=2,
+        logp_sampler=[[-n / 4] * n for n in lengths],
+        width=6,
+        stop=[Stop.EOS, Stop.EOS, Stop.LENGTH, Stop.EOS, Stop.TURN_LIMIT, Stop.STOP_TOKEN],
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -27,12 +32,19 @@ def test_metrics_by_hand():
     keep = np.where(batch([0] * 6).action_mask, np.float32(-0.5), 0)
     metrics = rollout_metrics(batch([1, 0, 0.5, 0.5, 1, 1], log_keep=keep))
     expected = {
-        "reward/mean": 4 / 6, "reward/std": np.sqrt(3.5 / 6 - (4 / 6) ** 2), "reward/unscored": 0,
-        "rollout/length": 2, "rollout/length_max": 3, "rollout/truncated": 2 / 6,
-        "rollout/tokens": 12, "reward/part/score": 4 / 6,
+        "reward/mean": 4 / 6,
+        "reward/std": np.sqrt(3.5 / 6 - (4 / 6) ** 2),
+        "reward/unscored": 0,
+        "rollout/length": 2,
+        "rollout/length_max": 3,
+        "rollout/truncated": 2 / 6,
+        "rollout/tokens": 12,
+        "reward/part/score": 4 / 6,
         # −mean over tokens of (sampler + kept): lengths 1, 2, 3 twice, n tokens of n/4 each
         "policy/entropy": 0.5 + 2 * (1 + 4 + 9) / 4 / 12,
-        "groups/zero_spread": 2 / 3, "groups/solved": 1 / 3, "groups/unsolved": 1 / 3,
+        "groups/zero_spread": 2 / 3,
+        "groups/solved": 1 / 3,
+        "groups/unsolved": 1 / 3,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)
     assert unknown_keys(metrics) == []

@@ -22,8 +22,11 @@ def plain_environment():
 
 
 def test_the_default_run_learns(tmp_path, plain_environment):
-    subprocess.run([sys.executable, "-m", "polopt", "train", "--run", str(tmp_path / "run")],
-                   check=True, env=plain_environment)
+    subprocess.run(
+        [sys.executable, "-m", "polopt", "train", "--run", str(tmp_path / "run")],
+        check=True,
+        env=plain_environment,
+    )
     evaluations = [row for row in read_metrics(tmp_path / "run") if "eval/accuracy" in row]
     first, last = evaluations[0], evaluations[-1]
     assert first["eval/problems"] == last["eval/problems"] == 256
@@ -37,8 +40,12 @@ def test_the_default_run_learns(tmp_path, plain_environment):
 def test_the_notebook_runs_as_it_stands(tmp_path, plain_environment, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     notebook = nbformat.read(ROOT / "colab/quickstart.ipynb", as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=1500, kernel_name="python3",
-                                     resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=1500,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
     client.execute()
     text = "".join(str(cell.get("outputs")) for cell in notebook.cells)
     assert "held-out accuracy" in text

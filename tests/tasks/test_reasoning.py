@@ -56,9 +56,7 @@ def test_training_and_held_out_problems_never_meet():
 
 
 def test_streams_are_functions_of_seed_and_index():
-    task, same, other = (
-        reasoning_task("chain_sum", held_out=8, seed=seed) for seed in (3, 3, 4)
-    )
+    task, same, other = (reasoning_task("chain_sum", held_out=8, seed=seed) for seed in (3, 3, 4))
     indices = [0, 1, 1023, 1024, 5_000_000, 1]
     prompts = [task.train(i).prompt for i in indices]
     assert prompts == [same.train(i).prompt for i in indices]
@@ -133,7 +131,10 @@ def test_the_named_task_has_the_size_of_the_embedded_model():
     longer = load_task(task_args=["min_terms=4", "max_terms=4"], held_out=5)
     assert longer.train(0).metadata["num_terms"] == 4
     assert longer.settings["overrides"] == {
-        "min_terms": "4", "max_terms": "4", "min_digits": 1, "max_digits": 2
+        "min_terms": "4",
+        "max_terms": "4",
+        "min_digits": 1,
+        "max_digits": 2,
     }
 
 

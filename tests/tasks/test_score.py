@@ -89,7 +89,10 @@ def test_the_function_sees_everything_by_keyword():
     seen = {}
     user_reward(lambda **given: seen.update(given) or 0.0, "f")("seven", EXAMPLE)
     assert seen == {
-        "prompt": "3 + 4 =", "completion": "seven", "answer": "7", "metadata": {"level": 2}
+        "prompt": "3 + 4 =",
+        "completion": "seven",
+        "answer": "7",
+        "metadata": {"level": 2},
     }
 
 

@@ -18,11 +18,18 @@ COUNTERS = {"cursor": {"prompt": 3, "row": 2**31 - 2}, "first": {"eval/accuracy"
 
 def tree(seed=0):
     rng = np.random.default_rng(seed)
-    params = {"policy": {"embed": rng.normal(size=(40, 30)).astype(np.float32),
-                         "half": jnp.asarray(rng.normal(size=3), jnp.bfloat16)}}
-    return {"params": params, "opt_state": optax.adam(1e-3).init(params),
-            "memory": {"update": {"trajectory/clip": {"width": jnp.float32(seed)}}, "rollout": {}},
-            "step": jnp.int32(seed)}
+    params = {
+        "policy": {
+            "embed": rng.normal(size=(40, 30)).astype(np.float32),
+            "half": jnp.asarray(rng.normal(size=3), jnp.bfloat16),
+        }
+    }
+    return {
+        "params": params,
+        "opt_state": optax.adam(1e-3).init(params),
+        "memory": {"update": {"trajectory/clip": {"width": jnp.float32(seed)}}, "rollout": {}},
+        "step": jnp.int32(seed),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +156,21 @@ def test_when_none_is_whole_the_first_fault_is_named(folder):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t["params"]["policy"].update(embed=np.zeros((40, 31), np.float32)),
-     r"params.policy.embed is float32\[40, 30\], not float32\[40, 31\]"),
-    (lambda t: t["params"]["policy"].update(embed=np.zeros((40, 30), np.int32)),
-     r"float32\[40, 30\], not int32\[40, 30\]"),
-    (lambda t: t["params"].update(critic=np.zeros(2)), "params.critic is on one side only"),
-    (lambda t: t.pop("step"), "step is on one side only"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t["params"]["policy"].update(embed=np.zeros((40, 31), np.float32)),
+            r"params.policy.embed is float32\[40, 30\], not float32\[40, 31\]",
+        ),
+        (
+            lambda t: t["params"]["policy"].update(embed=np.zeros((40, 30), np.int32)),
+            r"float32\[40, 30\], not int32\[40, 30\]",
+        ),
+        (lambda t: t["params"].update(critic=np.zeros(2)), "params.critic is on one side only"),
+        (lambda t: t.pop("step"), "step is on one side only"),
+    ],
+)
 def test_a_checkpoint_of_another_configuration_is_refused(folder, change, message):
     like = tree()
     change(like)

@@ -35,8 +35,14 @@ def test_the_defaults_are_valid_and_come_back_equal():
     terms=st.integers(),
 )
 def test_every_value_comes_back_exactly(rate, seed, model, top_p, terms):
-    config = TrainConfig(learning_rate=rate, seed=seed, model=model, top_p=top_p,
-                         set=("clip.low=0.1",), task_args=(f"terms={terms}",))
+    config = TrainConfig(
+        learning_rate=rate,
+        seed=seed,
+        model=model,
+        top_p=top_p,
+        set=("clip.low=0.1",),
+        task_args=(f"terms={terms}",),
+    )
     assert from_json(to_json(config)) == config
 
 
@@ -97,7 +103,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_assignments_are_json_where_they_can_be():
     assert assignments(["a=1", "b=0.5", "c=true", "d=plain", 'e=["+"]', "f=x=y"], "task_args") == {
-        "a": 1, "b": 0.5, "c": True, "d": "plain", "e": ["+"], "f": "x=y",
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "plain",
+        "e": ["+"],
+        "f": "x=y",
     }
 
 
@@ -128,8 +139,16 @@ def test_what_changes_the_numbers_conflicts_on_resume():
 
 
 def test_what_only_shows_or_splits_does_not_conflict():
-    asked = TrainConfig(run="x", resume=True, quiet=True, plot=False, devices=2, parallel="pmap",
-                        micro_batch=4, checkpoint_every=7)
+    asked = TrainConfig(
+        run="x",
+        resume=True,
+        quiet=True,
+        plot=False,
+        devices=2,
+        parallel="pmap",
+        micro_batch=4,
+        checkpoint_every=7,
+    )
     assert resume_conflicts(TrainConfig(), asked) == []
 
 
@@ -149,8 +168,10 @@ def test_every_field_has_its_help(kind):
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
     pairs = zip(body.body, body.body[1:], strict=False)
     helped = {
-        a.target.id for a, b in pairs
-        if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)
+        a.target.id
+        for a, b in pairs
+        if isinstance(a, ast.AnnAssign)
+        and isinstance(b, ast.Expr)
         and isinstance(b.value, ast.Constant)
     }
     assert helped == {field.name for field in dataclasses.fields(kind)}

@@ -18,8 +18,14 @@ ANSWERS = ["ab", "zz", "aa", "xyzw", "a"]  # two early letters are right
 def collector(**changes):
     problems = tuple(toy.example(i, i) for i in range(5))
     task = toy.task(held_out=problems, train=lambda i: problems[i % 5], **changes)
-    return Collector(task=task, tokenizer=toy.Letters(), sampling=Sampling(group_size=1),
-                     max_new_tokens=4, max_length=32, temperature=1.0)
+    return Collector(
+        task=task,
+        tokenizer=toy.Letters(),
+        sampling=Sampling(group_size=1),
+        max_new_tokens=4,
+        max_length=32,
+        temperature=1.0,
+    )
 
 
 def answering(tokens, lengths, ids):
@@ -31,24 +37,35 @@ def answering(tokens, lengths, ids):
         row[: len(text)] = text
     stop = [Stop.EOS if len(text) < 4 else Stop.LENGTH for text in texts]
     zero = np.zeros((len(rows), 4), np.float32)
-    return Generated(tokens=tokens, length=np.array([len(row) for row in rows], np.int32),
-                     logp_sampler=zero, log_keep=zero, stop=np.array(stop, np.int32))
+    return Generated(
+        tokens=tokens,
+        length=np.array([len(row) for row in rows], np.int32),
+        logp_sampler=zero,
+        log_keep=zero,
+        stop=np.array(stop, np.int32),
+    )
 
 
 def test_an_evaluation_by_hand():
     made = collector()
     metrics, shown = evaluation(made, answering, made.task.held_out, 2)
-    assert metrics == pytest.approx({
-        "eval/accuracy": 2 / 5,
-        "eval/accuracy_low": 0.11762, "eval/accuracy_high": 0.76928,  # Wilson 1927: 2 of 5
-        "eval/problems": 5,
-        "eval/reward": (2 + 0.1 * (2 + 2 + 2 + 0 + 3)) / 5,
-        "eval/length": (3 + 3 + 3 + 4 + 2) / 5,
-        "eval/truncated": 1 / 5,
-    }, rel=1e-4)
+    assert metrics == pytest.approx(
+        {
+            "eval/accuracy": 2 / 5,
+            "eval/accuracy_low": 0.11762,
+            "eval/accuracy_high": 0.76928,  # Wilson 1927: 2 of 5
+            "eval/problems": 5,
+            "eval/reward": (2 + 0.1 * (2 + 2 + 2 + 0 + 3)) / 5,
+            "eval/length": (3 + 3 + 3 + 4 + 2) / 5,
+            "eval/truncated": 1 / 5,
+        },
+        rel=1e-4,
+    )
     assert unknown_keys(metrics) == []
     assert [(v.prompt, v.completion, v.stop, v.correct) for v in shown] == [
-        ("a", "ab", "EOS", True), ("bc", "zz", "EOS", False)]
+        ("a", "ab", "EOS", True),
+        ("bc", "zz", "EOS", False),
+    ]
     assert shown[0].reward == pytest.approx(1.2)
 
 

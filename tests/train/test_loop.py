@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from polopt import chain
+from polopt.algorithm import Algorithm
 from polopt.algorithms import ppo, remax
-from polopt.compose import Algorithm
 from polopt.errors import PoloptError
 from polopt.reward import batch_whiten, gae
 from polopt.rollout.collect import Cursor
@@ -37,7 +37,8 @@ def critic_with_memory():
         name="critic",
         reward=chain(toy.prompt_tracker(), gae(), batch_whiten()),
         trajectory=chain(token_ratio(), toy.adaptive_clip(), value_loss()),
-        update=Update(epochs=2, minibatches=2))
+        update=Update(epochs=2, minibatches=2),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,13 @@ def test_a_run_leaves_what_it_should(straight):
     # Linear to 0 over all optimiser steps, after a warm-up of two: the rate of the 4th, 8th, ...
     rates = [row["update/learning_rate"] for row in lines if row["step"]]
     np.testing.assert_allclose(rates, [1e-2 * (14 - k) / 14 for k in (1, 5, 9, 13)], rtol=1e-5)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["policy"],
-                         run.policy.params)
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state.params["policy"], run.policy.params
+    )
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 4])
 def test_a_run_killed_after_a_batch_repeats_it(straight, tmp_path, step):
     """Killed after all optimiser steps of a batch, before its checkpoint."""
     run, expected = straight
@@ -178,9 +180,16 @@ def test_a_stopped_run_saves_once_and_goes_on(straight, tmp_path):
     try:
         for step in (1, 3):
             stop = StopRequest()
-            summary = go(run, tmp_path, Each(
-                lambda now, stop=stop, step=step: now == step and setattr(stop, "signal", "TERM")),
-                stop=stop)
+            summary = go(
+                run,
+                tmp_path,
+                Each(
+                    lambda now, stop=stop, step=step: (
+                        now == step and setattr(stop, "signal", "TERM")
+                    )
+                ),
+                stop=stop,
+            )
             assert (summary.steps, summary.stopped) == (step, "TERM")
             assert summary.checkpoint.is_dir()
             assert checkpoint.restore(tmp_path / "checkpoints", run._start())[0] == step
@@ -313,11 +322,14 @@ def test_a_run_is_the_same_run_in_another_process_and_ends_well_on_sigterm(on_on
     run.config, before = dataclasses.replace(run.config, checkpoint_every=2), run.config
     try:
         killed(run, folder, kill_at(1))
-        file.write_text(to_json(dataclasses.replace(
-            run.config, run=str(folder), quiet=True, plot=False)))
+        file.write_text(
+            to_json(dataclasses.replace(run.config, run=str(folder), quiet=True, plot=False))
+        )
         with subprocess.Popen(
             [sys.executable, "-m", "faults.slow_cli", "--config", str(file), "--resume"],
-            cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
         ) as process:
             saved = folder / "checkpoints" / "00000002"
@@ -381,7 +393,7 @@ def test_a_run_without_a_finite_gradient_stops(on_one, tmp_path):
 
 
 def test_tokens_belong_to_ids_not_to_places(straight):
-    """Law 9 through the run's own sampler, one device or two: prompts in another order."""
+    """Law 9 through the run's own sampler: prompts in another order, and fewer of them."""
     run, _ = straight
     params = run.parallel.replicate(run._start()).params["policy"]
     P, G = run.config.prompts, run.config.group_size
@@ -389,9 +401,12 @@ def test_tokens_belong_to_ids_not_to_places(straight):
     ids = np.arange(40, 40 + P * G, dtype=np.int32).reshape(P, G)
     order = np.random.default_rng(0).permutation(P)
     plain = jax.device_get(run.sampler(params, run.sample_key, tokens, lengths, ids))
-    mixed = jax.device_get(run.sampler(
-        params, run.sample_key, tokens[order], lengths[order], ids[order]))
+    mixed = jax.device_get(
+        run.sampler(params, run.sample_key, tokens[order], lengths[order], ids[order])
+    )
     rows = (order[:, None] * G + np.arange(G)).reshape(-1)
     np.testing.assert_array_equal(mixed.tokens, plain.tokens[rows])
     np.testing.assert_array_equal(mixed.length, plain.length[rows])
+    fewer = jax.device_get(run.sampler(params, run.sample_key, tokens[1:], lengths[1:], ids[1:]))
+    np.testing.assert_array_equal(fewer.tokens, plain.tokens[G:])
     assert len(np.unique(plain.tokens, axis=0)) >= P

@@ -10,20 +10,30 @@ from polopt.train.parallel import Parallel, choose
 from train import toy
 
 
-@pytest.mark.parametrize(("kind", "devices", "expected"), [
-    ("auto", None, Parallel(8, True)), ("auto", 1, Parallel(1, False)),
-    ("auto", 2, Parallel(2, True)), ("jit", None, Parallel(1, False)),
-    ("jit", 1, Parallel(1, False)), ("pmap", None, Parallel(8, True)),
-    ("pmap", 1, Parallel(1, True)),
-])
+@pytest.mark.parametrize(
+    ("kind", "devices", "expected"),
+    [
+        ("auto", None, Parallel(8, True)),
+        ("auto", 1, Parallel(1, False)),
+        ("auto", 2, Parallel(2, True)),
+        ("jit", None, Parallel(1, False)),
+        ("jit", 1, Parallel(1, False)),
+        ("pmap", None, Parallel(8, True)),
+        ("pmap", 1, Parallel(1, True)),
+    ],
+)
 def test_the_form_that_is_chosen_on_a_host_with_eight_devices(kind, devices, expected):
     assert choose(kind, devices) == expected
     assert (choose(kind, devices).axis is None) == (not expected.pmap)
 
 
-@pytest.mark.parametrize(("kind", "devices", "message"), [
-    ("pmap", 9, "devices=9, but this host has 8"), ("jit", 2, "jit runs on one device, not 2"),
-])
+@pytest.mark.parametrize(
+    ("kind", "devices", "message"),
+    [
+        ("pmap", 9, "devices=9, but this host has 8"),
+        ("jit", 2, "jit runs on one device, not 2"),
+    ],
+)
 def test_what_cannot_be_had_is_refused(kind, devices, message):
     with pytest.raises(PoloptError, match=message):
         choose(kind, devices)

@@ -17,8 +17,11 @@ def make_run(path, steps=40, **changes):
     with open_record(config) as record:
         record.evaluation(0, evaluation(0.27))
         for step in range(1, steps + 1):
-            record.step(step, metrics(step, step / steps) | (
-                {"update/grad_norm": float("nan")} if step == 3 else {}))
+            record.step(
+                step,
+                metrics(step, step / steps)
+                | ({"update/grad_norm": float("nan")} if step == 3 else {}),
+            )
         record.evaluation(steps, evaluation(0.5))
     return config
 
@@ -91,8 +94,11 @@ def test_spread_is_median_and_range_over_the_seeds_that_have_the_step():
 
 def test_runs_are_compared(tmp_path):
     folders = [make_run(tmp_path / str(i), seed=i).folder for i in range(2)]
-    path = compare_runs({"one": folders[:1], "two": folders}, tmp_path / "out" / "compare.png",
-                        keys=("reward/mean", "eval/accuracy", "user/absent"))
+    path = compare_runs(
+        {"one": folders[:1], "two": folders},
+        tmp_path / "out" / "compare.png",
+        keys=("reward/mean", "eval/accuracy", "user/absent"),
+    )
     image = pixels(path)
     assert has_colour(image, plots.BLUE)
     assert has_colour(image, plots.ORANGE)

@@ -42,8 +42,15 @@ def play(sink, config, clock, seconds=1.0):
         if step % config.eval_every == 0:
             sink.evaluation(step, evaluation(0.27 + 0.3 * progress))
             sink.samples(step, samples(progress))
-    sink.finish(Summary(run=config.folder, steps=config.steps, seconds=clock.now,
-                        first=evaluation(0.27), last=evaluation(0.57)))
+    sink.finish(
+        Summary(
+            run=config.folder,
+            steps=config.steps,
+            seconds=clock.now,
+            first=evaluation(0.27),
+            last=evaluation(0.57),
+        )
+    )
     sink.close()
 
 
@@ -66,8 +73,9 @@ def drawn(width, height=40, steps=100, upto=None):
         history.add_samples(samples(1.0))
         history.add_samples([fresh(steps)])
     stream = io.StringIO()
-    console = Console(file=stream, width=width, height=height, force_terminal=True,
-                      color_system=None)
+    console = Console(
+        file=stream, width=width, height=height, force_terminal=True, color_system=None
+    )
     console.print(render(history, width, height))
     return stream.getvalue().splitlines()
 
@@ -130,9 +138,17 @@ def test_the_live_picture_fits_its_width(width):
     picture = drawn(width)
     assert max(cell_len(line) for line in picture) <= width
     text = "\n".join(picture)
-    for words in ("100/100", "57.0 % [51, 63] @ 100", "27.0 % [22, 33] @ 0", "0.400",
-                  "equal-reward groups  30.0 %", "3,210", "right     19", "at first  [bold]7",
-                  "100 + 1 ="):
+    for words in (
+        "100/100",
+        "57.0 % [51, 63] @ 100",
+        "27.0 % [22, 33] @ 0",
+        "0.400",
+        "equal-reward groups  30.0 %",
+        "3,210",
+        "right     19",
+        "at first  [bold]7",
+        "100 + 1 =",
+    ):
         assert words in text, words
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800]", text)
 
@@ -215,12 +231,20 @@ def test_durations(seconds, text):
 
 @pytest.mark.parametrize(
     ("after", "word", "change"),
-    [(0.57, "better", "+30.1 points"), (0.28, "undecided", "+1.2 points"),
-     (0.1, "worse", "-16.8 points")],
+    [
+        (0.57, "better", "+30.1 points"),
+        (0.28, "undecided", "+1.2 points"),
+        (0.1, "worse", "-16.8 points"),
+    ],
 )
 def test_the_verdict_follows_the_interval_of_the_change(after, word, change):
-    summary = Summary(run=TrainConfig().folder, steps=9, seconds=1.0, first=evaluation(0.27),
-                      last=evaluation(after))
+    summary = Summary(
+        run=TrainConfig().folder,
+        steps=9,
+        seconds=1.0,
+        first=evaluation(0.27),
+        last=evaluation(after),
+    )
     assert verdict(summary).startswith(f"{word}: ")
     assert change in verdict(summary)
 
@@ -234,8 +258,16 @@ def test_without_evaluations_there_is_no_verdict(tmp_path):
 def test_the_summary_says_where_things_are(tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "run.png").touch()
-    printed = summary_lines(Summary(run=tmp_path, steps=9, seconds=1.0, first=evaluation(0.27),
-                                    last=evaluation(0.57), checkpoint=tmp_path / "c" / "9"))
+    printed = summary_lines(
+        Summary(
+            run=tmp_path,
+            steps=9,
+            seconds=1.0,
+            first=evaluation(0.27),
+            last=evaluation(0.57),
+            checkpoint=tmp_path / "c" / "9",
+        )
+    )
     assert printed[0].split() == ["before", "after"]
     assert printed[1].split("  ")[0] == "accuracy"
     assert f"plot        {tmp_path / 'plots' / 'run.png'}" in printed

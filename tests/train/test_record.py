@@ -28,6 +28,7 @@ def resumed(config):
 def strict(line):
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
+
     return json.loads(line, parse_constant=refuse)
 
 
@@ -53,7 +54,9 @@ def test_a_run_is_one_object_per_step(config):
     assert read_config(config.folder) == config
     assert strict((config.folder / "info.json").read_text())["schema"] == 1
     assert {p.name for p in config.folder.iterdir() if p.is_dir()} == {
-        "rollouts", "checkpoints", "plots",
+        "rollouts",
+        "checkpoints",
+        "plots",
     }
 
 
@@ -65,11 +68,26 @@ def test_a_line_is_in_the_file_at_once(config):
 
 def test_what_is_not_finite_becomes_null_and_arrays_become_numbers(config):
     with open_record(config) as record:
-        record.step(1, {"reward/mean": float("nan"), "policy/kl": -np.inf,
-                        "policy/entropy": jnp.float32(0.5), "eval/problems": 256,
-                        "rollout/tokens": np.int64(7)})
-    assert lines(config) == [{"step": 1, "reward/mean": None, "policy/kl": None,
-                              "policy/entropy": 0.5, "eval/problems": 256, "rollout/tokens": 7}]
+        record.step(
+            1,
+            {
+                "reward/mean": float("nan"),
+                "policy/kl": -np.inf,
+                "policy/entropy": jnp.float32(0.5),
+                "eval/problems": 256,
+                "rollout/tokens": np.int64(7),
+            },
+        )
+    assert lines(config) == [
+        {
+            "step": 1,
+            "reward/mean": None,
+            "policy/kl": None,
+            "policy/entropy": 0.5,
+            "eval/problems": 256,
+            "rollout/tokens": 7,
+        }
+    ]
 
 
 def test_steps_do_not_go_back(config):
@@ -96,12 +114,14 @@ def test_the_schema_gives_every_key_a_unit_and_a_meaning():
 
 
 def test_completions_of_any_kind_are_kept_as_they_are(config):
-    text = "\ud800 \x00 \u202e 👨‍👩‍👧 \"\n"
+    text = '\ud800 \x00 \u202e 👨‍👩‍👧 "\n'
     view = SampleView(prompt=text, completion=text, answer="1", reward=float("nan"), stop="EOS")
     with open_record(config) as record:
         record.samples(3, [view, view])
-    rows = [strict(x) for x in
-            (config.folder / "rollouts" / "samples.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        strict(x)
+        for x in (config.folder / "rollouts" / "samples.jsonl").read_text("utf-8").splitlines()
+    ]
     assert [row["completion"] for row in rows] == [text, text]
     assert rows[0]["step"] == 3
     assert rows[0]["reward"] is None
@@ -153,8 +173,10 @@ def write(record, steps):
         record.step(step, {"reward/mean": step / 7})
         if step % 2 == 0:
             record.evaluation(step, {"eval/accuracy": step / 11})
-            record.samples(step, [SampleView(prompt="p", completion=str(step), answer="1",
-                                             reward=1.0, stop="EOS")])
+            record.samples(
+                step,
+                [SampleView(prompt="p", completion=str(step), answer="1", reward=1.0, stop="EOS")],
+            )
 
 
 @pytest.mark.parametrize("at", [-1, 0, 2, 3])
@@ -203,13 +225,15 @@ def test_a_second_record_in_this_process_is_refused(config):
 def child(code, *args):
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 
 def test_a_living_process_holds_the_folder_and_a_dead_one_does_not(config):
-    process = child("""
+    process = child(
+        """
         import sys, time
         from polopt.train.config import TrainConfig
         from polopt.train.record import open_record
@@ -217,7 +241,9 @@ def test_a_living_process_holds_the_folder_and_a_dead_one_does_not(config):
         record.step(0, {"reward/mean": 0.5})
         print("held", flush=True)
         time.sleep(60)
-    """, config.run)
+    """,
+        config.run,
+    )
     try:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(PoloptError, match=rf"in use by another process \(pid {process.pid}\)"):
@@ -232,7 +258,8 @@ def test_a_living_process_holds_the_folder_and_a_dead_one_does_not(config):
 
 
 def test_a_full_disk_stops_the_file_and_not_the_run(config):
-    process = child("""
+    process = child(
+        """
         import resource, signal, sys, warnings
         from polopt.train.config import TrainConfig
         from polopt.train.record import open_record
@@ -248,7 +275,9 @@ def test_a_full_disk_stops_the_file_and_not_the_run(config):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             sink.step(10, {"reward/mean": 0.5})
         print(len(caught), caught[0].message)
-    """, config.run)
+    """,
+        config.run,
+    )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.startswith("1 Record failed at step and training goes on: OSError")

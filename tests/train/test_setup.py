@@ -1,6 +1,5 @@
 """From a configuration to the parts of a run: the stated scaling rule, and one-line errors."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,23 +29,29 @@ def sizes(method, **settings):
     alg = scale(method, config)
     done = resolve(config, alg)
     assert (done.group_size, done.epochs, done.minibatches) == (
-        alg.sampling.group_size, alg.update.epochs, alg.update.minibatches)
+        alg.sampling.group_size,
+        alg.update.epochs,
+        alg.update.minibatches,
+    )
     return done.prompts, done.group_size, done.epochs, done.minibatches
 
 
-@pytest.mark.parametrize(("method", "settings", "expected"), [
-    # prompts, group, epochs, minibatches
-    (make_grpo, {}, (32, 8, 1, 1)),  # the paper's group of 64
-    (gspo, {}, (32, 8, 1, 4)),
-    (cispo, {}, (32, 8, 1, 4)),  # the paper's 16 minibatches
-    (ppo, {}, (256, 1, 1, 4)),
-    (reinforce, {}, (256, 1, 1, 1)),
-    (cispo, {"prompts": 2}, (2, 8, 1, 2)),  # no more optimiser steps than groups
-    (cispo, {"group_size": 128}, (2, 128, 1, 2)),
-    (make_grpo, {"group_size": 300}, (1, 300, 1, 1)),
-    (ppo, {"epochs": 9, "minibatches": 16}, (256, 1, 9, 16)),  # what is asked for wins
-    (make_grpo().replace(update=Update(epochs=5, minibatches=5)), {}, (32, 8, 4, 4)),
-])
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        # prompts, group, epochs, minibatches
+        (make_grpo, {}, (32, 8, 1, 1)),  # the paper's group of 64
+        (gspo, {}, (32, 8, 1, 4)),
+        (cispo, {}, (32, 8, 1, 4)),  # the paper's 16 minibatches
+        (ppo, {}, (256, 1, 1, 4)),
+        (reinforce, {}, (256, 1, 1, 1)),
+        (cispo, {"prompts": 2}, (2, 8, 1, 2)),  # no more optimiser steps than groups
+        (cispo, {"group_size": 128}, (2, 128, 1, 2)),
+        (make_grpo, {"group_size": 300}, (1, 300, 1, 1)),
+        (ppo, {"epochs": 9, "minibatches": 16}, (256, 1, 9, 16)),  # what is asked for wins
+        (make_grpo().replace(update=Update(epochs=5, minibatches=5)), {}, (32, 8, 4, 4)),
+    ],
+)
 def test_the_batch_of_a_run(method, settings, expected):
     assert sizes(method, **settings) == expected
 
@@ -70,8 +75,7 @@ def test_more_optimiser_steps_than_groups_are_refused():
 
 
 def test_numbers_are_set_by_dotted_name():
-    alg = with_hyper(make_grpo(), {"clip.low": 0.1, "clip.high": 0.3,
-                                   "kl_penalty.coefficient": 0})
+    alg = with_hyper(make_grpo(), {"clip.low": 0.1, "clip.high": 0.3, "kl_penalty.coefficient": 0})
     links = dict(zip(alg.trajectory.names, alg.trajectory.links, strict=True))
     assert links["clip"].hyper == (0.1, 0.3)
     assert links["kl_penalty"].hyper == (0.0,)
@@ -80,13 +84,16 @@ def test_numbers_are_set_by_dotted_name():
     assert scaled.trajectory == alg.trajectory
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"clp.low": 0.1}, "has no link 'clp'; did you mean 'clip'?"),
-    ({"clip.lo": 0.1}, "clip has no number 'lo'; did you mean 'low'? (it has low, high)"),
-    ({"low": 0.1}, "has no link ''"),
-    ({"group_std_scale.ddof": 0.5}, "group_std_scale.ddof is a whole number, not 0.5"),
-    ({"kl_penalty.to": 1}, "kl_penalty has no number 'to'"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"clp.low": 0.1}, "has no link 'clp'; did you mean 'clip'?"),
+        ({"clip.lo": 0.1}, "clip has no number 'lo'; did you mean 'low'? (it has low, high)"),
+        ({"low": 0.1}, "has no link ''"),
+        ({"group_std_scale.ddof": 0.5}, "group_std_scale.ddof is a whole number, not 0.5"),
+        ({"kl_penalty.to": 1}, "kl_penalty has no number 'to'"),
+    ],
+)
 def test_a_wrong_name_is_one_line(values, message):
     with pytest.raises(UsageError) as error:
         with_hyper(make_grpo(), values)
@@ -99,11 +106,14 @@ def test_a_factory_must_make_an_algorithm():
         scale(lambda: 3, TrainConfig())
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    ("constant", [0.3, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9]),
-    ("linear", [0.3, 0.6, 0.9, 0.675, 0.45, 0.225, 0.0]),
-    ("cosine", [0.3, 0.6, *(0.9 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5))]),
-])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.3, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9]),
+        ("linear", [0.3, 0.6, 0.9, 0.675, 0.45, 0.225, 0.0]),
+        ("cosine", [0.3, 0.6, *(0.9 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5))]),
+    ],
+)
 def test_the_learning_rate(schedule, expected):
     config = TrainConfig(learning_rate=0.9, warmup=2, schedule=schedule)
     rate = make_optimizer(config, 6)[1]

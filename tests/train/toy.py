@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt import chain
-from polopt.compose import Algorithm
+from polopt.algorithm import Algorithm
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.numerics import token_info, uniform_by_identity
 from polopt.reward import group_mean_baseline, outcome_return
@@ -28,10 +28,18 @@ from polopt.trajectory import Sampling, Update, kl_penalty, token_ratio
 from polopt.transform import piece
 from polopt.types import Term
 
-MODEL = LanguageModel(DecoderConfig(
-    vocab_size=32, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-    mlp_size=16, max_length=32,
-))
+MODEL = LanguageModel(
+    DecoderConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_size=16,
+        max_length=32,
+    )
+)
 SIZE = 6
 
 
@@ -62,8 +70,7 @@ def policy():
 
 def example(index, place):
     """Problem `place` of the data set; prompts have one to four letters."""
-    return Example(prompt="abcdefgh"[place % 5 : place % 5 + 1 + place % 4], answer="",
-                   index=index)
+    return Example(prompt="abcdefgh"[place % 5 : place % 5 + 1 + place % 4], answer="", index=index)
 
 
 def reward(completion, example):
@@ -73,9 +80,13 @@ def reward(completion, example):
 
 
 def task(**changes):
-    made = Task(name="toy", size=SIZE, reward=reward,
-                train=lambda i: example(i % SIZE, i % SIZE),
-                held_out=tuple(example(i, i + 20) for i in range(3)))
+    made = Task(
+        name="toy",
+        size=SIZE,
+        reward=reward,
+        train=lambda i: example(i % SIZE, i % SIZE),
+        held_out=tuple(example(i, i + 20) for i in range(3)),
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -87,8 +98,7 @@ def prompt_tracker(credit, trajectories, *, memory):
     """Take a running mean of each prompt's reward off its reward."""
     total = credit.reward.sum(1)
     centred = credit.reward - 0.1 * memory[trajectories.prompt][:, None] * (credit.reward != 0)
-    memory = memory.at[trajectories.prompt].set(
-        0.5 * memory[trajectories.prompt] + 0.5 * total)
+    memory = memory.at[trajectories.prompt].set(0.5 * memory[trajectories.prompt] + 0.5 * total)
     return dataclasses.replace(credit, reward=centred), memory
 
 
@@ -99,11 +109,18 @@ def jitter(credit, trajectories, *, key):
     return dataclasses.replace(credit, reward=credit.reward * (1 + 0.01 * noise))
 
 
-@piece("trajectory", reads="ratio", writes="policy", term="policy", clock="update",
-       init=lambda prompts: {"width": jnp.float32(0.2), "steps": jnp.int32(0)},
-       advance=lambda memory, info: {
-           "width": memory["width"] * (1 + 0.1 * info["policy/clip_fraction"].value()) * 0.99,
-           "steps": memory["steps"] + 1})
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    clock="update",
+    init=lambda prompts: {"width": jnp.float32(0.2), "steps": jnp.int32(0)},
+    advance=lambda memory, info: {
+        "width": memory["width"] * (1 + 0.1 * info["policy/clip_fraction"].value()) * 0.99,
+        "steps": memory["steps"] + 1,
+    },
+)
 def adaptive_clip(surrogate, context, *, memory):
     """A clip whose width is a memory on the update clock."""
     ratio, width = surrogate.ratio, memory["width"]
@@ -129,9 +146,17 @@ def remembering():
 
 
 def config(**changes):
-    settings = {"steps": 4, "prompts": 4, "max_new_tokens": 4, "eval_every": 2,
-                "checkpoint_every": 1, "learning_rate": 1e-2, "warmup": 2, "parallel": "jit",
-                "schedule": "linear"}
+    settings = {
+        "steps": 4,
+        "prompts": 4,
+        "max_new_tokens": 4,
+        "eval_every": 2,
+        "checkpoint_every": 1,
+        "learning_rate": 1e-2,
+        "warmup": 2,
+        "parallel": "jit",
+        "schedule": "linear",
+    }
     return TrainConfig(**{**settings, **changes})
 
 
@@ -174,14 +199,16 @@ def left_behind(folder):
 def assert_same_tree(a, b):
     """Equal bit for bit."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b),
-                            strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
 
 
 _compiled: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: _compiled.append(event) if "compile" in event else None)
+    lambda event, seconds, **_: _compiled.append(event) if "compile" in event else None
+)
 
 
 @contextlib.contextmanager
