@@ -131,8 +131,8 @@ REWARD, TRAJECTORY = chain(outcome_return()), chain(policy_gradient())
         (
             chain(group_mean_baseline(), outcome_return()),
             TRAJECTORY,
-            "wrong order on the reward side: group_mean_baseline reads sequence, but what stands before "
-            "it leaves reward",
+            "wrong order on the reward side: group_mean_baseline reads sequence, but what stands "
+            "before it leaves reward",
         ),
         (
             chain(gae(), group_std_scale()),
@@ -166,7 +166,8 @@ REWARD, TRAJECTORY = chain(outcome_return()), chain(policy_gradient())
         (
             REWARD,
             chain(add(token_ratio(), sequence_ratio()), clip()),
-            r"a branch of add\(\) on the trajectory side leaves ratio: only objectives can be summed",
+            r"a branch of add\(\) on the trajectory side leaves ratio: only objectives can be "
+            "summed",
         ),
     ],
 )

@@ -1,8 +1,8 @@
 """What composition costs: the update of a composed method against a plain weighted log-likelihood.
 
 Both are one guarded optimiser step of the same decoder, head, optimiser and rows; the plain one's
-loss is written by hand as `−Σ weight·logp`. Prints FLOPs and bytes of the compiled programs, and the
-median of the paired time ratios with its 95 % bootstrap interval.
+loss is written by hand as `−Σ weight·logp`. Prints FLOPs and bytes of the compiled programs, and
+the median of the paired time ratios with its 95 % bootstrap interval.
 
     python experiments/bench/composition.py --pairs 100
 """
