@@ -91,7 +91,7 @@ def test_plain_lines_fit_80_columns_and_do_not_flood():
 
 
 def test_completions_are_printed_with_evaluations_only():
-    printed = plain(TrainConfig(steps=40, run="r"))
+    printed = plain(TrainConfig(steps=40, eval_every=20, run="r"))
     assert sum(line.endswith("12 + 7 =") for line in printed) == 3  # before, at 20, at 40
     assert not any(" + 1 =" in line for line in printed)
 
