@@ -31,8 +31,10 @@ _HOMES = {
     "Stop": "types",
     "score": "models.score",
     "methods": "cli.methods",
+    "explain": "describe",
     "PoloptError": "errors",
 }
+_NAMED_APART = {"map": ("describe", "method_map")}  # a module should not shadow a builtin
 _MODULES = (
     "aggregate",
     "algorithms",
@@ -48,7 +50,7 @@ _MODULES = (
     "types",
 )
 
-__all__ = [*_HOMES, *_MODULES]
+__all__ = [*_HOMES, *_NAMED_APART, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
@@ -56,6 +58,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"polopt.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
+    if name in _NAMED_APART:
+        home, real = _NAMED_APART[name]
+        return getattr(importlib.import_module(f"polopt.{home}"), real)
     if name in _MODULES:
         return importlib.import_module(f"polopt.{name}")
     raise AttributeError(f"module 'polopt' has no attribute {name!r}")

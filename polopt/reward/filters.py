@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from polopt.errors import PoloptError, did_you_mean
 from polopt.numerics import centre, segment_max
 from polopt.reward.returns import episode_return, episode_weight
@@ -23,7 +25,11 @@ def spread(trajectories: Trajectories, part: str | None = None) -> Array:
             f"no reward component {part!r}{did_you_mean(part, parts)} "
             f"(there are {', '.join(parts)})"
         )
-    reward = sum(parts.values()) if part is None else parts[part]
+    if part is None:
+        nothing = jnp.zeros(trajectories.tokens.shape)  # every reward may have abstained
+        reward = sum(parts.values(), nothing)
+    else:
+        reward = parts[part]
     weight = episode_weight(trajectories)
     centred = centre(episode_return(reward, trajectories), trajectories.group, weight)
     return segment_max(abs(centred), trajectories.group) > 0
