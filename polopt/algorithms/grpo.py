@@ -23,6 +23,8 @@ from polopt.trajectory import (
 )
 from polopt.transform import chain
 
+GROUP_NORM = chain(group_mean_baseline(), group_std_scale())
+
 
 def grpo(*, kl: float = 0.04) -> Algorithm:
     """GRPO (2402.03300): group-normalised returns, clipped ratios, KL to the reference (k3)."""
@@ -54,8 +56,7 @@ def dapo(*, max_length: float = 20480, cache: float = 4096) -> Algorithm:
             overlong_soft_penalty(max_length, cache),
             outcome_return(),
             drop_zero_spread_groups(),
-            group_mean_baseline(),
-            group_std_scale(),
+            GROUP_NORM,
         ),
         trajectory=chain(token_ratio(), clip(0.2, 0.28)),
         aggregate=token_mean(),
@@ -68,7 +69,7 @@ def gspo() -> Algorithm:
     """GSPO (2507.18071): one geometric-mean ratio per sequence, clipped very near to one."""
     return Algorithm(
         name="gspo",
-        reward=chain(outcome_return(), group_mean_baseline(), group_std_scale()),
+        reward=chain(outcome_return(), GROUP_NORM),
         trajectory=chain(sequence_ratio(), clip(3e-4, 4e-4)),
         aggregate=sequence_mean(),
         sampling=Sampling(group_size=8),
@@ -84,7 +85,7 @@ def cispo(*, high: float = 4.0) -> Algorithm:
     """
     return Algorithm(
         name="cispo",
-        reward=chain(outcome_return(), group_mean_baseline(), group_std_scale()),
+        reward=chain(outcome_return(), GROUP_NORM),
         trajectory=chain(token_ratio(), detach_weight(low=None, high=high)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=8),
