@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from polopt import chain
+from polopt import algorithms, chain
 from polopt.algorithm import Algorithm, coupling, init, wants
 from polopt.algorithms import grpo, gspo, ppo
 from polopt.compose import loss, prepare
@@ -92,6 +92,9 @@ METHODS = {
     "group": method(against_the_group()),
     "batch": method(against_the_batch()),
 }
+SHIPPED = {key: several_steps(getattr(algorithms, key)()) for key in algorithms.__all__}
+SHIPPED["gspo"] = METHODS["sequence"]  # its own clip would leave no gradient to compare
+METHODS |= SHIPPED
 
 
 def declared(alg, name, couples):
@@ -123,6 +126,7 @@ def world():
         "logp_old": near(out["logp"], 0.2),
         "logp_ref": near(out["logp"], 0.4),
         "value": near(out["value"], 0.1),
+        "greedy_return": batch.columns["greedy_return"],
     }
     batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, columns=columns))
     return params, batch, out
@@ -209,6 +213,17 @@ def test_every_split_of_a_step_is_the_whole(couples, devices, pmap, micro):
     expected, measured = whole_gradient(couples)
     found, info = gradient(alg, couples, Parallel(devices, pmap), micro)
     assert coupling(alg) == ("none" if couples == "critic" else couples)
+    assert relative_error(found, expected) <= 1e-5
+    for name, value in measured.items():
+        np.testing.assert_allclose(info[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "micro"), [(1, 3), (2, 2), (8, 1)])
+@pytest.mark.parametrize("key", SHIPPED)
+def test_every_method_on_one_two_and_eight_devices(key, devices, micro):
+    expected, measured = whole_gradient(key)
+    found, info = gradient(METHODS[key], key, Parallel(devices, devices > 1), micro)
     assert relative_error(found, expected) <= 1e-5
     for name, value in measured.items():
         np.testing.assert_allclose(info[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
