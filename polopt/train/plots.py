@@ -107,7 +107,9 @@ def compare_runs(
         _finish_axis(axis, LABELS.get(key, key), "")
     for axis in itertools.islice(axes, len(keys), None):
         axis.set_axis_off()
-    figure.axes[0].legend(frameon=False, title="runs (seeds)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    # Beside the panels: on one of them a long legend would hide the curves.
+    figure.legend(handles, labels, frameon=False, title="runs (seeds)", loc="outside right upper")
     return _save(figure, Path(out))
 
 
