@@ -132,8 +132,8 @@ else as it comes: each method's own settings, scaled down by `polopt.train.setup
 at most 8, at most 4 epochs of at most 4 optimiser steps). Held-out accuracy is of 256 problems that
 are never trained on, one completion each at temperature 1. The rise is the difference after −
 before with Newcombe's 95 % interval; the column shows the worst seed's lower end. Length is in
-tokens. Methods were not tuned: this shows that each of them learns, not which is best. DAPO's training
-reward is that of the groups which it kept, the informative ones.
+tokens. Methods were not tuned: this shows that each of them learns, not which is best. DAPO's
+training reward is that of the groups which it kept, the informative ones.
 
 {table}
 
