@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,11 +10,17 @@ import numpy as np
 
 from polopt.rollout.collect import Collector, Rollout, Sampler
 from polopt.rollout.measure import correct, outcome
-from polopt.rollout.sampler import generate
 from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
-from polopt.train.setup import Policy, decoding_of, load_policy, task_of
+from polopt.train.setup import (
+    Policy,
+    collector_of,
+    completer,
+    decoding_of,
+    load_policy,
+    task_of,
+)
 from polopt.train.sinks import SampleView
 from polopt.trajectory.sampling import Sampling
 from polopt.types import Stop, Trajectories, truncated
@@ -90,31 +97,11 @@ def complete(config: SampleConfig) -> list[list[SampleView]]:
 
 def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[SampleView]]:
     room = config.max_new_tokens or 32
-    collector = Collector(
-        task=task,
-        tokenizer=policy.tokenizer,
-        sampling=Sampling(group_size=config.samples),
-        max_new_tokens=room,
-        max_length=policy.model.config.max_length,
-        temperature=config.temperature or 1.0,
+    sampling = Sampling(group_size=config.samples)
+    collector = collector_of(policy, task, sampling, room, config.temperature or 1.0)
+    sample = functools.partial(
+        completer(policy, decoding_of(config), room), policy.params, jax.random.key(config.seed)
     )
-    decoding = decoding_of(config)
-
-    def sample(tokens: np.ndarray, lengths: np.ndarray, ids: np.ndarray):
-        return generate(
-            policy.model,
-            policy.params,
-            tokens,
-            lengths,
-            ids.reshape(-1),
-            key=jax.random.key(config.seed),
-            group_size=ids.shape[1],
-            max_new_tokens=room,
-            decoding=decoding,
-            eos_ids=policy.tokenizer.eos_ids,
-            allowed_vocab=policy.tokenizer.vocab_size,
-        )
-
     problems = task.held_out[: config.problems]
     trajectories, completions = complete_all(collector, sample, problems, config.samples)
     rows = [problem for problem in problems for _ in range(config.samples)]

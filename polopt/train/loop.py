@@ -21,10 +21,9 @@ from polopt.algorithm import Algorithm, init, needs, pieces, single_step, wants
 from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
 from polopt.models import ValueModel
-from polopt.rollout.collect import Collector, Cursor, Rollout
+from polopt.rollout.collect import Cursor, Rollout
 from polopt.rollout.draw import Decoding
 from polopt.rollout.measure import rollout_metrics
-from polopt.rollout.sampler import generate
 from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
@@ -34,6 +33,8 @@ from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rows import assign_steps, pad_rows, round_up
 from polopt.train.setup import (
     Policy,
+    collector_of,
+    completer,
     decoding_of,
     load_policy,
     make_optimizer,
@@ -151,13 +152,8 @@ class Run:
         self.sample_key, self.eval_key, self.piece_key = (
             jax.random.fold_in(key, i) for i in range(3)
         )
-        self.collector = Collector(
-            task=task,
-            tokenizer=policy.tokenizer,
-            sampling=alg.sampling,
-            max_new_tokens=config.max_new_tokens,
-            max_length=policy.model.config.max_length,
-            temperature=config.temperature,
+        self.collector = collector_of(
+            policy, task, alg.sampling, config.max_new_tokens, config.temperature
         )
         self.sampler = self._sampler(decoding_of(config))
         self.greedy = self._sampler(Decoding(greedy=True))
@@ -229,23 +225,7 @@ class Run:
     # ------------------------------------------------------------ rollout and evaluation
 
     def _sampler(self, decoding: Decoding) -> Callable:
-        tokenizer, model, config = self.policy.tokenizer, self.policy.model, self.config
-
-        def complete(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:
-            return generate(
-                model,
-                params,
-                prompts,
-                lengths,
-                ids.reshape(-1),
-                key=key,
-                group_size=ids.shape[1],
-                max_new_tokens=config.max_new_tokens,
-                decoding=decoding,
-                eos_ids=tokenizer.eos_ids,
-                allowed_vocab=tokenizer.vocab_size,
-            )
-
+        complete = completer(self.policy, decoding, self.config.max_new_tokens)
         compiled = self.parallel.rows(complete, dealt=3)
 
         def sample(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:

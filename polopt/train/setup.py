@@ -20,10 +20,13 @@ from polopt.algorithm import Algorithm, pieces
 from polopt.errors import PoloptError, UsageError, did_you_mean
 from polopt.models import LanguageModel, base
 from polopt.models.tokenizer import Tokenizer
+from polopt.rollout.collect import Collector
 from polopt.rollout.draw import Decoding
+from polopt.rollout.sampler import Generated, generate
 from polopt.tasks import IsolatedReward, Task, load_task
 from polopt.train import checkpoint
 from polopt.train.config import SampleConfig, TrainConfig, read_config
+from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform
 
 ROWS = 256  # completions per rollout, unless the configuration says otherwise
@@ -149,6 +152,41 @@ def task_of(config: TrainConfig | SampleConfig) -> Iterator[Task]:
     )
     with task.reward if isinstance(task.reward, IsolatedReward) else contextlib.nullcontext():
         yield task
+
+
+def collector_of(
+    policy: Policy, task: Task, sampling: Sampling, max_new_tokens: int, temperature: float
+) -> Collector:
+    """What turns completions of a policy on a task into trajectories."""
+    return Collector(
+        task=task,
+        tokenizer=policy.tokenizer,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        max_length=policy.model.config.max_length,
+        temperature=temperature,
+    )
+
+
+def completer(policy: Policy, decoding: Decoding, max_new_tokens: int) -> Callable[..., Generated]:
+    """`(params, key, prompts [P,S], lengths [P], ids [P,G]) -> Generated`, ready to be compiled."""
+
+    def complete(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Generated:
+        return generate(
+            policy.model,
+            params,
+            prompts,
+            lengths,
+            ids.reshape(-1),
+            key=key,
+            group_size=ids.shape[1],
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
+            eos_ids=policy.tokenizer.eos_ids,
+            allowed_vocab=policy.tokenizer.vocab_size,
+        )
+
+    return complete
 
 
 def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:
