@@ -1,6 +1,7 @@
 """How tokens weigh against each other: weights `[N,T]` computed once, over one optimiser step.
 
 The loss is `−Σ weight·objective`, a plain sum, so any split of a step sums to the same gradient.
+`mask [N,T]` says how much each token counts: 0, 1, or a share where it stands in several rows.
 A *window* is the rows of one optimiser step. Rows without a masked-in token are not rows: they
 enter no denominator. Names follow the catalogue; "GRPO's" and "DAPO's" say where each is from.
 """
@@ -66,10 +67,10 @@ def constant_length(mask: Array, window: Window, *, length: float) -> Array:
 @piece("aggregate", formula="1 / (K_total · L_turn)", source="Turn-PPO, 2512.17008")
 def turn_mean(mask: Array, window: Window) -> Array:
     """Mean over the step's turns of the mean over each turn's tokens."""
-    inside = mask & (window.turn >= 0)
-    turn = jnp.where(inside, window.turn, 0)
+    inside = jnp.where(window.turn >= 0, mask, 0)
+    turn = jnp.maximum(window.turn, 0)
     row = jnp.arange(mask.shape[0])[:, None]
-    count = jnp.zeros(mask.shape).at[row, turn].add(inside.astype(float))
+    count = jnp.zeros(mask.shape).at[row, turn].add(inside)
     turns = segment_total(jnp.sum(count > 0, axis=1, dtype=float), window.step)
     return inside * _inverse(turns[:, None] * count[row, turn])
 
@@ -92,4 +93,4 @@ def group_mean(mask: Array, window: Window, *, ddof: int = 1) -> Array:
 @piece("aggregate", formula="1", source="verl 0.9.1, token-sum")
 def token_sum(mask: Array, window: Window) -> Array:
     """Every token weighs one."""
-    return mask.astype(float)
+    return mask * 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from polopt import aggregate as aggregation
+from polopt.columns import name_of
 from polopt.errors import PoloptError, did_you_mean
 from polopt.trajectory.sampling import Sampling, Update
 from polopt.transform import (
@@ -15,6 +16,7 @@ from polopt.transform import (
     Chain,
     Link,
     Transform,
+    Want,
     chain,
     check_order,
     replace_link,
@@ -106,9 +108,10 @@ def needs(alg: Algorithm, side: str | None = None) -> tuple[str, ...]:
     return tuple(sorted({name for t in chosen for name in t.needs}))
 
 
-def wants(alg: Algorithm) -> tuple[str, ...]:
+def wants(alg: Algorithm) -> tuple[Want, ...]:
     """Differentiable columns of the current models that the loss reads, `logp` aside."""
-    return tuple(sorted({name for _, t in pieces(alg) for name in t.card.wants}))
+    found = {name_of(want): want for _, t in pieces(alg) for want in t.wants}
+    return tuple(found[name] for name in sorted(found))
 
 
 def coupling(alg: Algorithm) -> str:

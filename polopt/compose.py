@@ -27,6 +27,7 @@ from polopt.algorithm import (
     terms,
     wants,
 )
+from polopt.columns import name_of
 from polopt.errors import PoloptError
 from polopt.numerics import token_info
 from polopt.transform import (
@@ -83,7 +84,10 @@ def prepare(
         if transform.hooks.before
     }
     step = jnp.zeros_like(trajectories.id) if step_of is None else step_of
-    members = {name: _members(writers, trajectories, keep) for name, writers in terms(alg).items()}
+    share = jnp.ones(keep.shape) if credit.share is None else credit.share
+    members = {
+        name: share * _members(writers, trajectories, keep) for name, writers in terms(alg).items()
+    }
     rows = Rows(
         credit=jax.lax.stop_gradient(value),
         mask=keep,
@@ -199,7 +203,9 @@ def _add_credits(start: Credit, outs: list[Credit], weights: tuple) -> Credit:
     for out in outs[1:]:
         keep = keep & out.keep
     targets = {name: x for out in outs for name, x in out.targets.items()}
-    made = dataclasses.replace(start, keep=keep, targets=targets)
+    shares = [out.share for out in outs if out.share is not None]
+    share = shares[0] if shares else None
+    made = dataclasses.replace(start, keep=keep, targets=targets, share=share)
     if all(out.value is None for out in outs):
         total = sum(w * out.sequence for w, out in zip(weights, outs, strict=True))
         return dataclasses.replace(made, sequence=total)
@@ -280,15 +286,15 @@ def weighted(term: Term, weights: Array) -> tuple[Array, Array]:
 
 
 def _check_outputs(alg: Algorithm, outputs: PolicyOutputs, shape: tuple[int, ...]) -> None:
-    missing = [name for name in wants(alg) if name not in outputs.columns]
+    missing = [want for want in wants(alg) if name_of(want) not in outputs.columns]
     if missing:
-        users = [t.name for _, t in pieces(alg) if missing[0] in t.card.wants]
+        users = [t.name for _, t in pieces(alg) if missing[0] in t.wants]
         raise PoloptError(
-            f"{users[0]} reads {missing[0]!r} of the current models: put it into "
+            f"{users[0]} reads {name_of(missing[0])!r} of the current models: put it into "
             "PolicyOutputs.columns"
         )
     for name, x in {"logp": outputs.logp, **outputs.columns}.items():
-        if x.shape[:2] != shape:
+        if x.shape[:2] != shape[: max(x.ndim, 1)]:
             raise PoloptError(
                 f"outputs of {name!r} have shape {x.shape}, the rows {shape}: entry "
                 "[n,t] speaks of tokens[n,t], there are no shifted copies"

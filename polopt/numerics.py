@@ -76,6 +76,26 @@ def segment_max(x: Array, ids: Array) -> Array:
     return jax.ops.segment_max(x, _segments(ids, n), num_segments=n + 1)[_segments(ids, n)]
 
 
+def label_ids(*labels: Array) -> Array:
+    """Segment ids `[M]` of flattened label arrays: equal exactly where all labels are equal.
+
+    Labels are any integers (hashes too); -1 in any of them gives id -1. Ids lie in `[0, M)`.
+
+    >>> label_ids(jnp.array([0, 0, 1, 1]), jnp.array([7, 7, 7, -1])).tolist()
+    [0, 0, 2, -1]
+    """
+    flat = [label.reshape(-1) for label in labels]
+    order = jnp.lexsort(flat)
+    ordered = [label[order] for label in flat]
+    new = jnp.zeros(order.shape, bool).at[:1].set(True)
+    for label in ordered:
+        new = new.at[1:].max(label[1:] != label[:-1])
+    place = jnp.where(new, jnp.arange(order.shape[0]), 0)
+    first = order[jax.lax.associative_scan(jnp.maximum, place)]
+    valid = jnp.all(jnp.stack([label >= 0 for label in flat]), axis=0)
+    return jnp.where(valid, jnp.zeros_like(order).at[order].set(first), -1)
+
+
 def group_mean(x: Array, ids: Array, weight: Array) -> Array:
     """[N]: weighted mean of `x` over each row's group, zero where the group has no weight."""
     total = segment_total(jnp.where(weight > 0, x, 0) * weight, ids)

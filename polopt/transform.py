@@ -8,7 +8,8 @@ compared. All other keyword parameters are *options*: static structure. Paramete
     @piece("trajectory", reads="ratio", writes="policy", formula="min(r·A, clip(r)·A)")
     def clip(surrogate, context, *, low: float = 0.2, high: float = 0.2): ...
 
-Options annotated `Column` name a recorded column, and the piece then needs it.
+Options annotated `Column` name a recorded column, and the piece then needs it; options annotated
+`Want` are differentiable columns of the current models (see `polopt.columns`), which it then wants.
 
     clip(0.2, 0.28)        # a Transform
 """
@@ -31,6 +32,7 @@ from polopt.errors import PoloptError, did_you_mean
 REWARD_STAGES = ("reward", "sequence", "value")
 TRAJECTORY_STAGES = ("logp", "ratio", "policy")
 Column = str  # the name of a recorded column
+Want = Any  # a differentiable column of the current models: a name or a `polopt.columns.Column`
 COUPLINGS = ("none", "sequence", "group", "batch")
 
 
@@ -45,6 +47,7 @@ class Card:
     needs: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()  # options that name a recorded column
     wants: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # options that are a wanted column of the current models
     couples: str = "none"
     min_group: int = 1  # smallest group in which the piece gives any credit
     clock: str | None = None
@@ -89,6 +92,12 @@ class Transform:
         named = (options[name] for name in self.card.columns)
         return (*self.card.needs, *(name for name in named if name is not None))
 
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """Differentiable columns of the current models that the piece reads."""
+        options = dict(self.options)
+        return (*self.card.wants, *(options[name] for name in self.card.outputs))
+
     def __repr__(self) -> str:
         shown = [f"{k}={_shown(v)}" for k, v in self.arguments().items()]
         if self.aggregate is not None:
@@ -97,7 +106,7 @@ class Transform:
 
 
 def _shown(value: Any) -> str:
-    return getattr(value, "__name__", None) or repr(value)
+    return getattr(value, "__name__", None) or getattr(value, "name", None) or repr(value)
 
 
 @jax.tree_util.register_dataclass
@@ -264,10 +273,11 @@ def piece(
         purpose = (inspect.getdoc(fn) or "").split("\n")[0]
         kinds = {n: str(p.annotation) for n, p in signature.parameters.items()}
         hypers = [n for n, kind in kinds.items() if "float" in kind]
-        columns = tuple(n for n, kind in kinds.items() if "Column" in kind)
-        made = Card(
-            **{"side": side, "reads": reads, "columns": columns, "purpose": purpose, **card}
-        )
+        named = {
+            "columns": tuple(n for n, kind in kinds.items() if "Column" in kind),
+            "outputs": tuple(n for n, kind in kinds.items() if kind == "Want"),
+        }
+        made = Card(**{"side": side, "reads": reads, "purpose": purpose, **named, **card})
         types: dict[tuple[str, ...], Any] = {}
 
         @functools.wraps(fn)

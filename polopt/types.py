@@ -93,6 +93,7 @@ class Credit:
     sequence: Array | None = None  # f32[N] one number per row, where the credit is still that
     value: Array | None = None  # f32[N,T] credit per token
     targets: dict[str, Array] = dataclasses.field(default_factory=dict)  # f32[N,T]
+    share: Array | None = None  # f32[N,T] how much a token counts, where it stands in several rows
 
     def per_token(self) -> Array:
         """f32[N,T]: the credit of every token, a sequence credit broadcast along its row."""
@@ -131,7 +132,7 @@ class Rows:
     credit: Array  # f32[N,T] constant in the loss
     mask: Array  # bool[N,T] action tokens that the reward side kept
     scored: Array  # bool[N] the reward was known
-    members: dict[str, Array]  # {term: bool[N,T]} tokens in the term's denominator
+    members: dict[str, Array]  # {term: f32[N,T]} how much a token counts in the denominator
     weights: dict[str, Array]  # {term: f32[N,T]} summed, never averaged
     columns: dict[str, Array]
     before: dict[str, dict[str, Array]]  # {piece path: what its recorded half computed}

@@ -17,6 +17,7 @@ CENTRE = (
     "transform",
     "lift",
     "divergence",
+    "columns",
     "build",
     "errors",
     "reward",

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from polopt.errors import PoloptError
-from polopt.models.columns import Column
+from polopt.columns import Column
 from polopt.types import record
 
 Columns = tuple[Column, ...]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polopt.errors import PoloptError
-from polopt.models.columns import Column, by_name
+from polopt.columns import Column, by_name
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
 from polopt.types import PolicyOutputs, Trajectories
 
@@ -64,7 +64,7 @@ def score(
       trajectories: the record; `tokens i32[N,T]`, `action_mask`, `length` and `temperature` are
         read.
       want: "logp", "logp_ref", "logp_teacher", "entropy", "sum_prob_sq", "value", or a `Column`
-        from `polopt.models.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`, your own.
+        from `polopt.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`, your own.
       chunk: positions whose logits exist at one time; `polopt.models.head.default_chunk` if not
         given.
       shards: number of equal blocks of rows that are compacted apart and walked in step. Under

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from polopt.build import earned_at, turns
+from polopt.columns import name_of
 from polopt.errors import PoloptError
+from polopt.transform import Want
 from polopt.types import PolicyOutputs, Stop, Trajectories, truncated
 
 DEFAULT_COLUMNS = (
@@ -144,29 +146,80 @@ def _columns(
             return np.where(cut, rng.normal(size=shape[0]), 0)
         if name == "greedy_return":
             return rng.choice([0.0, 0.5, 1.0], shape[0])[batch.group]
-        if name == "sum_prob_sq":
-            return rng.uniform(0.05, 1, shape)
+        if name in _DRAWN:
+            return _DRAWN[name](rng, batch)
         return rng.normal(size=shape)
 
     return {name: column(name) for name in names}
 
 
+def _answers(rng: np.random.Generator, batch: Trajectories) -> np.ndarray:
+    """A label per row, -1 where none was found."""
+    return rng.integers(-1, 3, batch.length.shape)
+
+
+def _anchors(rng: np.random.Generator, batch: Trajectories) -> np.ndarray:
+    """A label per turn, so few that turns of a group meet, and of a row too."""
+    labels = rng.integers(-1, 2, batch.turn.shape)
+    return np.where(batch.turn < 0, -1, np.take_along_axis(labels, np.maximum(batch.turn, 0), 1))
+
+
+def _nodes(rng: np.random.Generator, batch: Trajectories) -> np.ndarray:
+    """Every turn is a node: the first is one of two in its group, each has at most two children."""
+    choice = rng.integers(1, 3, batch.turn.shape)
+    path = [choice[:, 0]]
+    for k in range(1, batch.turn.shape[1]):
+        path.append((2 * path[-1] + choice[:, k]) % 2**31)
+    path = np.stack(path, axis=1)
+    return np.where(batch.turn < 0, -1, np.take_along_axis(path, np.maximum(batch.turn, 0), 1))
+
+
+def _spans(rng: np.random.Generator, batch: Trajectories) -> np.ndarray:
+    """One or two tokens of a turn to a span."""
+    return np.where(batch.action_mask, np.cumsum(rng.random(batch.turn.shape) < 0.7, axis=1), -1)
+
+
+def _probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """[..., 3]: the largest of some probabilities, descending."""
+    return -np.sort(-rng.dirichlet(np.ones(5), shape), axis=-1)[..., :3]
+
+
+# What is not a number per token, or not any number.
+_DRAWN: dict[str, Any] = {
+    "sum_prob_sq": lambda rng, batch: rng.uniform(0.05, 1, batch.turn.shape),
+    "optimal_value": lambda rng, batch: rng.random(len(batch.group))[batch.group],
+    "drift": lambda rng, batch: 0.01 * rng.random(len(batch.group))[batch.group],
+    "entropy": lambda rng, batch: rng.exponential(1.0, batch.turn.shape),
+    "answer": _answers,
+    "anchor": _anchors,
+    "node": _nodes,
+    "span": _spans,
+    "teacher_sorted_prob": lambda rng, batch: _probabilities(rng, batch.turn.shape),
+}
+
+
 def random_outputs(
-    seed: int, trajectories: Trajectories, wants: Iterable[str] = (), *, scale: float = 0.3
+    seed: int, trajectories: Trajectories, wants: Iterable[Want] = (), *, scale: float = 0.3
 ) -> PolicyOutputs:
     """What a policy `scale` nats away from `logp_old` might say of the batch.
 
     Args:
-      wants: names of further differentiable columns: `entropy` is positive, `sum_prob_sq` lies in
-        (0, 1), others are standard normal.
+      wants: further differentiable columns: `entropy` and divergences are positive, `sum_prob_sq`
+        lies in (0, 1), `log_z` has one number per row, others are standard normal.
     """
     rng = np.random.default_rng(seed)
     shape = trajectories.action_mask.shape
     draws = {
         "entropy": lambda: rng.exponential(1.0, shape),
+        "kl_teacher": lambda: rng.exponential(0.3, shape),
+        "jsd_teacher": lambda: rng.exponential(0.1, shape),
         "sum_prob_sq": lambda: rng.uniform(0.05, 1, shape),
+        "sorted_prob": lambda: _probabilities(rng, shape),
+        "log_z": lambda: rng.normal(size=shape[0]),
+        "logp_prm": lambda: _logp(rng, shape),
     }
-    columns = {name: draws.get(name, lambda: rng.normal(size=shape))() for name in wants}
+    names = [name_of(want) for want in wants]
+    columns = {name: draws.get(name, lambda: rng.normal(size=shape))() for name in names}
     logp = trajectories.columns["logp_old"] + scale * rng.normal(size=shape)
     return _narrow(PolicyOutputs(logp=logp, columns=columns))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polopt.models.columns import Column, entropy, logp
+from polopt.columns import Column, entropy, logp
 from polopt.models.head import MIN_ROWS, default_chunk
 from polopt.models.score import score
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, ValueModel
-from polopt.models.columns import Column, jsd, kl_full, logp, top_k
+from polopt.columns import Column, jsd, kl_full, logp, top_k
 from polopt.models.score import score
 
 from .toys import Critic, Toy, toy_params, trajectories

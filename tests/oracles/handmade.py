@@ -25,8 +25,21 @@ def make(mask: list[str], reward: list[list[float]], group: list[int], **fields)
         "scored": np.array(group) >= 0,
         "prompt_length": np.ones(len(mask), int),
         "end": np.full(len(mask), len(mask[0])),
+        "logp_teacher": zeros,
+        "logp_prm": zeros,
+        "sum_prob_sq": np.ones(is_action.shape),
+        "optimal_value": rows,
+        "answer": np.full(len(mask), -1),
+        "anchor": np.full(is_action.shape, -1),
+        "node": np.where(is_action, np.arange(len(mask))[:, None], -1),
+        "prompt": np.array(group),
+        "drift": rows,
+        "span": np.full(is_action.shape, -1),
+        "teacher_sorted_prob": np.zeros((*is_action.shape, 3)),
     }
-    return Batch(**{**columns, **{k: np.array(v) for k, v in fields.items()}})
+    given = {k: np.array(v) for k, v in fields.items() if k != "parts"}
+    parts = {"main": columns["reward"], **fields.get("parts", {})}
+    return Batch(**{**columns, **given}, parts={k: np.array(v, float) for k, v in parts.items()})
 
 
 def outcomes(values: list[float], group: list[int], **fields) -> Batch:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from . import methods, pieces
-from .batch import Batch, random_batch, random_logp
+from .batch import Batch, random_batch, random_logp, reordered, widened
 from .handmade import make, outcomes
 
 SEEDS = [0, 1, 2]
@@ -70,15 +70,11 @@ def test_row_order_and_padding_do_not_matter(key):
     batch = random_batch(6)
     logp = random_logp(batch, seed=7, scale=0.2)
     order = np.random.default_rng(0).permutation(len(batch.group))
-    rows = {name: column[order] for name, column in vars(batch).items()}
-    pad = {name: _wider(column) for name, column in rows.items()}
+    rows = reordered(batch, order)
+    wide = np.pad(logp[order], [(0, 0), (0, 2)])
     whole = METHODS[key](batch).loss(logp)
-    assert METHODS[key](Batch(**rows)).loss(logp[order]) == pytest.approx(whole, rel=1e-12)
-    assert METHODS[key](Batch(**pad)).loss(_wider(logp[order])) == pytest.approx(whole, rel=1e-12)
-
-
-def _wider(column: np.ndarray) -> np.ndarray:
-    return np.pad(column, [(0, 0), (0, 2)]) if column.ndim == 2 else column
+    assert METHODS[key](rows).loss(logp[order]) == pytest.approx(whole, rel=1e-12)
+    assert METHODS[key](widened(rows)).loss(wide) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

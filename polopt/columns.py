@@ -36,6 +36,11 @@ class Column:
     settings: tuple[Any, ...] = ()  # hashable; further arguments of `fn`
 
 
+def name_of(want: str | Column) -> str:
+    """The key of a wanted column in `PolicyOutputs.columns`."""
+    return want if isinstance(want, str) else want.name
+
+
 class TopK(NamedTuple):
     """The k most likely tokens, most likely first."""
 
