@@ -71,6 +71,13 @@ def top_k(k: int) -> Column:
     return Column("top_k", _top_k, settings=("policy", k))
 
 
+def sorted_prob(k: int) -> Column:
+    """The policy's k largest probabilities, descending, `[..., k]`, named `sorted_prob`."""
+    if k < 1:
+        raise PoloptError(f"sorted_prob: k is {k}; give an integer of 1 or more")
+    return Column("sorted_prob", _sorted_prob, settings=("policy", k))
+
+
 def kl_full(to: str) -> Column:
     """KL(policy || to) over the whole vocabulary, named `kl_<to>`."""
     return Column(f"kl_{to}", _kl, ("policy", to), ("policy", to))
@@ -96,17 +103,33 @@ def jsd(beta: float, to: str) -> Column:
     return Column(name, _jsd, models, ("policy", to, float(beta)))
 
 
+# Wanted names that no function of logits makes: a head of their own does, on these models.
+HEADS = {"value": ("critic",), "log_z": ("policy", "partition")}
+
+
+def models_of(want: str | Column) -> tuple[str, ...]:
+    """The models that a wanted column reads.
+
+    >>> models_of("logp_ref"), models_of(jsd(0.5, "teacher")), models_of("value")
+    (('reference',), ('policy', 'teacher'), ('critic',))
+    """
+    if isinstance(want, str) and want in HEADS:
+        return HEADS[want]
+    return (by_name(want) if isinstance(want, str) else want).models
+
+
 def by_name(want: str) -> Column:
     """The column that a plain string stands for."""
     plain = {
         "logp": logp(),
         "logp_ref": logp("reference"),
         "logp_teacher": logp("teacher"),
+        "logp_prm": logp("prm"),
         "entropy": entropy(),
         "sum_prob_sq": sum_prob_sq(),
     }
     if want not in plain:
-        accepted = ", ".join((*plain, "value"))
+        accepted = ", ".join((*plain, *HEADS))
         raise PoloptError(f"score: no column is called {want!r}; give {accepted} or a Column")
     return plain[want]
 
@@ -132,6 +155,10 @@ def _top_k(logits: Logits, targets: Array, model: str, k: int) -> TopK:
         raise PoloptError(f"top_k: k is {k}; the vocabulary has {z.shape[-1]} tokens")
     values, tokens = jax.lax.top_k(z, k)
     return TopK(values - _normaliser(z)[:, None], tokens)
+
+
+def _sorted_prob(logits: Logits, targets: Array, model: str, k: int) -> Array:
+    return jnp.exp(_top_k(logits, targets, model, k).logp)
 
 
 def _kl(logits: Logits, targets: Array, first: str, second: str) -> Array:

@@ -50,6 +50,9 @@ from polopt.types import (
     Trajectories,
 )
 
+# Columns that every batch has: `logp_behaviour` undoes the filters of the sampler.
+RECORDED = ("logp_sampler", "log_keep", "logp_behaviour")
+
 # ---------------------------------------------------------------- prepare
 
 
@@ -126,7 +129,7 @@ def _real(rows: Rows) -> Array:
 
 
 def _check_columns(alg: Algorithm, trajectories: Trajectories, step_of: Array | None) -> None:
-    known = set(trajectories.columns) | {"logp_sampler", "log_keep"}
+    known = set(trajectories.columns) | set(RECORDED)
     optional = {"logp_old"} if single_step(alg) and step_of is None else set()
     early = set(needs(alg, "reward"))
     early |= {n for _, t in walk(alg.trajectory) if t.hooks.before for n in t.needs}
@@ -140,7 +143,10 @@ def _check_columns(alg: Algorithm, trajectories: Trajectories, step_of: Array | 
 
 
 def _clean(trajectories: Trajectories) -> Trajectories:
-    """Zero what stands outside the action mask, so that a NaN planted there changes nothing."""
+    """Zero what stands outside the action mask, so that a NaN planted there changes nothing.
+
+    All that was recorded of a token is among the columns afterwards.
+    """
     mask = trajectories.action_mask
 
     def clean(x: Array) -> Array:
@@ -153,12 +159,11 @@ def _clean(trajectories: Trajectories) -> Trajectories:
     # A row without actions is paid at its prompt; every other reward stands at an action.
     earned = trajectories.scored[:, None] & real & (mask | ~mask.any(axis=1, keepdims=True))
     parts = {name: jnp.where(earned, _full(x), 0) for name, x in trajectories.reward_parts.items()}
+    sampler, kept = clean(trajectories.logp_sampler), clean(trajectories.log_keep)
+    always = dict(zip(RECORDED, (sampler, kept, sampler + kept), strict=True))
+    columns = {**jax.tree.map(clean, trajectories.columns), **always}
     return dataclasses.replace(
-        trajectories,
-        reward_parts=parts,
-        logp_sampler=clean(trajectories.logp_sampler),
-        log_keep=clean(trajectories.log_keep),
-        columns=jax.tree.map(clean, trajectories.columns),
+        trajectories, reward_parts=parts, logp_sampler=sampler, log_keep=kept, columns=columns
     )
 
 
@@ -214,11 +219,7 @@ def _add_credits(start: Credit, outs: list[Credit], weights: tuple) -> Credit:
 
 
 def _columns(alg: Algorithm, trajectories: Trajectories) -> dict[str, Array]:
-    known = {
-        "logp_sampler": trajectories.logp_sampler,
-        "log_keep": trajectories.log_keep,
-        **trajectories.columns,
-    }
+    known = trajectories.columns
     return {name: known[name] for name in needs(alg, "trajectory") if name in known}
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from polopt import algorithms
 from polopt.algorithm import Algorithm, coupling, needs, wants
+from polopt.columns import name_of
+from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform, walk
 
 
@@ -21,20 +25,36 @@ def explain(alg: Algorithm) -> str:
     lines += ["", "token weights", *_piece(alg.aggregate)]
     sampling, update = alg.sampling, alg.update
     lines += ["", "sampling and update", f"  {sampling.group_size} completions per prompt"]
-    if sampling.refill:
-        lines.append(f"  sampled again up to {sampling.refill.max_rounds} times until informative")
-    if sampling.companion:
-        lines.append(f"  one {sampling.companion} completion per prompt besides")
+    lines += [f"  {line}" for line in _drawing(sampling)]
     lines.append(f"  {update.epochs} epochs of {update.minibatches} optimiser steps per rollout")
     lines += ["", f"needs    {', '.join(needs(alg)) or 'nothing recorded'}"]
     if wants(alg):
-        lines.append(f"reads    {', '.join(wants(alg))} of the current models")
+        lines.append(f"reads    {', '.join(map(name_of, wants(alg)))} of the current models")
     lines.append(f"couples  {coupling(alg)}")
     repaired = sorted(
         {r for side in (alg.reward, alg.trajectory) for _, t in walk(side) for r in t.card.repairs}
     )
     lines.append(f"repairs  {', '.join(repaired) or 'nothing'}")
     return "\n".join(lines)
+
+
+def _drawing(sampling: Sampling) -> Iterator[str]:
+    if sampling.refill:
+        yield f"sampled again up to {sampling.refill.max_rounds} times until informative"
+    if sampling.keep:
+        yield f"the {sampling.keep.fraction:g} of the groups that rank highest are kept"
+    if sampling.prioritise:
+        yield "prompts are drawn by what is known of them"
+    if sampling.mixture:
+        mixture = sampling.mixture
+        yield (
+            f"the {mixture.policy} writes {mixture.share:g} of the prompts alone and draws with a "
+            f"weight of {mixture.alpha:g} in the others"
+        )
+    if sampling.companion:
+        companion = sampling.companion
+        kind = "greedy" if companion.greedy else f"{companion.samples}"
+        yield f"{kind} completions of the {companion.policy} beside the batch: {companion.column}"
 
 
 def _piece(piece: Transform) -> list[str]:

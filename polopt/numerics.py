@@ -55,6 +55,25 @@ def row_mean(x: Array, mask: Array) -> Array:
     return masked_sum(x, mask, axis=-1) / jnp.maximum(row_length(mask), 1)
 
 
+def turn_total(x: Array, turn: Array) -> Array:
+    """[N,T]: for each token the sum of `x[N,T]` over its row's tokens of the same turn; 0 at -1."""
+    inside, place = turn >= 0, jnp.maximum(turn, 0)
+    row = jnp.arange(x.shape[0])[:, None]
+    total = jnp.zeros_like(x).at[row, place].add(jnp.where(inside, x, 0))
+    return jnp.where(inside, total[row, place], 0)
+
+
+def masked_quantile(x: Array, mask: Array, q: float | Array) -> Array:
+    """The q-quantile of the masked-in entries, linear between two of them; 0 if there are none."""
+    ordered = jnp.sort(jnp.where(mask, x, jnp.inf).reshape(-1))
+    count = jnp.sum(mask)
+    place = q * jnp.maximum(count - 1, 0)
+    low = jnp.floor(place).astype(int)
+    high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
+    a, b = ordered[low], ordered[high]
+    return jnp.where(count > 0, a + (place - low) * jnp.where(b > a, b - a, 0), 0)
+
+
 def _segments(ids: Array, n: int) -> Array:
     return jnp.where(ids < 0, n, ids)
 

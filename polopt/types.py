@@ -121,6 +121,15 @@ class Surrogate:
     terms: dict[str, Term] = dataclasses.field(default_factory=dict)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def with_term(self, name: str, objective: Array, mask: Array, **info: Any) -> Surrogate:
+        """The surrogate with one term written, and measurements `{group__name: entry}` added."""
+        measured = {key.replace("__", "/"): entry for key, entry in info.items()}
+        return dataclasses.replace(
+            self,
+            terms={**self.terms, name: Term(objective=objective, mask=mask)},
+            info={**self.info, **measured},
+        )
+
 
 @record
 class Rows:

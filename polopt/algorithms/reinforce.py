@@ -12,6 +12,7 @@ from polopt.reward import (
     reward_to_go,
 )
 from polopt.trajectory import Sampling, Update, clip, policy_gradient, token_ratio
+from polopt.trajectory.sampling import Companion
 from polopt.transform import chain
 
 
@@ -50,7 +51,7 @@ def remax(*, kl: float = 0.1) -> Algorithm:
         reward=chain(kl_in_reward(kl, k1), reward_to_go(), remax_baseline()),
         trajectory=chain(policy_gradient()),
         aggregate=sequence_sum_mean(),
-        sampling=Sampling(companion="greedy"),
+        sampling=Sampling(companion=Companion(column="greedy_return", greedy=True)),
     )
 
 

@@ -9,12 +9,16 @@ from polopt.models.language_model import (
     ValueModel,
     grow_cache,
 )
+from polopt.models.mixed import MixedModel
+from polopt.models.partition import PartitionModel
 
 __all__ = [
     "Cache",
     "DecoderConfig",
     "LanguageModel",
+    "MixedModel",
     "Params",
+    "PartitionModel",
     "Prompt",
     "ValueModel",
     "grow_cache",

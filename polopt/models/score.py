@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polopt.errors import PoloptError
-from polopt.columns import Column, by_name
+from polopt.columns import HEADS, Column, by_name, models_of, name_of
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
 from polopt.types import PolicyOutputs, Trajectories
 
@@ -32,6 +32,14 @@ class Language(Protocol):
         ...
 
 
+class Partition(Protocol):
+    """What `score` asks of a learned log-partition: `PartitionModel` has it."""
+
+    def log_partition(self, params: Any, hidden: Array, prompt_length: Array) -> Array:
+        """f32[N] of the policy's states `[N,T,D]`."""
+        ...
+
+
 class Value(Protocol):
     """What `score` asks of a critic: `ValueModel` has it."""
 
@@ -47,8 +55,9 @@ def score(
     *,
     chunk: int | None = None,
     shards: int = 1,
+    trained: Sequence[str] = ("policy",),
 ) -> PolicyOutputs:
-    """Columns of every action token under the models, differentiable in policy and critic.
+    """Columns of every action token under the models, differentiable in those that are trained.
 
     Entry [n,t] speaks of `tokens[n,t]` given all tokens before it, with logits divided by
     `temperature[n]` and a float32 softmax. Entries outside `action_mask`, at or after `length`, and
@@ -59,64 +68,73 @@ def score(
 
     Args:
       models: {name: (module, params)}. Columns read "policy", "teacher", "reference" or any other
-        name that they mention; "value" reads "critic". A module has `hidden` and `unembedding`
-        (`Language`), a critic has `value` (`Value`). Modules are static: close over them in jit.
+        name that they mention; "value" reads "critic", and "log_z" reads "policy" and "partition".
+        A module has `hidden` and `unembedding` (`Language`), a critic has `value` (`Value`), a
+        partition `log_partition` (`Partition`). Modules are static: close over them in jit.
       trajectories: the record; `tokens i32[N,T]`, `action_mask`, `length` and `temperature` are
         read.
-      want: "logp", "logp_ref", "logp_teacher", "entropy", "sum_prob_sq", "value", or a `Column`
-        from `polopt.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`, your own.
+      want: "logp", "logp_ref", "logp_teacher", "logp_prm", "entropy", "sum_prob_sq", "value",
+        "log_z", or a `Column` from `polopt.columns`: `top_k(k)`, `kl_full(to)`, `jsd(beta, to)`,
+        your own.
       chunk: positions whose logits exist at one time; `polopt.models.head.default_chunk` if not
         given.
       shards: number of equal blocks of rows that are compacted apart and walked in step. Under
         `jit` with the rows sharded over devices give their number: then no hidden state leaves its
         device. Must divide N. `chunk` counts per block.
+      trained: language models with a gradient; the parameters of the others are constants. Heads
+        ("critic", "partition") always have one.
 
     Returns:
       PolicyOutputs: `logp f32[N,T]` (None unless "logp" is wanted) and `columns` {name: [N,T] or
-      [N,T,K]} of everything else.
+      [N,T,K]} of everything else; "log_z" is [N], zero on padding rows.
 
     Raises:
       PoloptError: an unknown or repeated column, a column that reads a model which is not given,
         vocabularies that differ, a `chunk` below 1, `shards` that does not divide N.
     """
-    columns = tuple(by_name(w) if isinstance(w, str) else w for w in want if w != "value")
-    _check(models, columns, want)
+    plain = [w for w in want if w not in HEADS]
+    columns = tuple(by_name(w) if isinstance(w, str) else w for w in plain)
+    _check(models, want)
     tokens = jnp.asarray(trajectories.tokens)
+    read = [model for w in plain for model in models_of(w)] + ["policy"] * ("log_z" in want)
+    heads = {name: _head(*models[name], tokens, name in trained) for name in dict.fromkeys(read)}
     step = jnp.arange(tokens.shape[1])[None, :]
     inside = (step > 0) & (step < trajectories.length[:, None])
     scored = jnp.asarray(trajectories.action_mask) & inside
     out = {}
     if columns:
         temperature = jnp.asarray(trajectories.temperature)
-        out = _score_language(models, (scored, tokens, temperature), columns, chunk, shards)
+        used = {name: heads[name] for column in columns for name in column.models}
+        asked = (scored, tokens, temperature)
+        out = _score_language(used, asked, columns, trained, chunk, shards)
     if "value" in want:
         module, params = models["critic"]
         out["value"] = jnp.where(scored, module.value(params, tokens), 0)
+    if "log_z" in want:
+        module, params = models["partition"]
+        made = module.log_partition(params, heads["policy"].hidden, trajectories.prompt_length)
+        out["log_z"] = jnp.where(trajectories.length > 0, made, 0)
     return PolicyOutputs(logp=cast(Array, out.pop("logp", None)), columns=out)
 
 
-def _check(
-    models: Mapping[str, Any], columns: Sequence[Column], want: Sequence[str | Column]
-) -> None:
-    names = [column.name for column in columns] + ["value" for w in want if w == "value"]
+def _check(models: Mapping[str, Any], want: Sequence[str | Column]) -> None:
+    names = [name_of(w) for w in want]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise PoloptError(f"score: want names {', '.join(repeated)} more than once")
-    needs = {column.name: column.models for column in columns}
-    if "value" in want:
-        needs["value"] = ("critic",)
-    for name, needed in needs.items():
-        missing = [model for model in needed if model not in models]
+    for w in want:
+        missing = [model for model in models_of(w) if model not in models]
         if missing:
             raise PoloptError(
-                f"score: {name} reads the model {missing[0]!r}; models are {', '.join(models)}"
+                f"score: {name_of(w)} reads the model {missing[0]!r}; models are {', '.join(models)}"
             )
 
 
 def _score_language(
-    models: Mapping[str, tuple[Any, Any]],
+    heads: dict[str, Head],
     asked: tuple[Array, Array, Array],
     columns: tuple[Column, ...],
+    trained: Sequence[str],
     chunk: int | None,
     shards: int,
 ) -> dict[str, Any]:
@@ -124,8 +142,6 @@ def _score_language(
     N, T = asked[0].shape
     if shards < 1 or N % shards:
         raise PoloptError(f"score: shards is {shards}; give a divisor of the {N} rows")
-    needed = dict.fromkeys(model for column in columns for model in column.models)
-    heads = {name: _head(name, *models[name], asked[1]) for name in needed}
     sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
     if len(set(sizes.values())) > 1:
         raise PoloptError(f"score: models must share a vocabulary; their sizes are {sizes}")
@@ -142,7 +158,7 @@ def _score_language(
             name: dataclasses.replace(head, hidden=hidden[name].reshape(n * T, -1))
             for name, head in heads.items()
         }
-        moving = {name: flat.pop(name) for name in ("policy",) if name in flat}
+        moving = {name: flat.pop(name) for name in trained if name in flat}
         rows = select_rows(scored, tokens, temperature, chunk)
         out = head_columns(columns, chunk, moving, flat, rows)
         return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
@@ -155,9 +171,9 @@ def _score_language(
     return jax.tree.map(lambda leaf: leaf.reshape(N, *leaf.shape[2:]), jax.vmap(block)(*rows))
 
 
-def _head(name: str, module: Any, params: Any, tokens: Array) -> Head:
-    """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is the policy."""
-    if name != "policy":
+def _head(module: Any, params: Any, tokens: Array, trained: bool) -> Head:
+    """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is trained."""
+    if not trained:
         params = jax.lax.stop_gradient(params)
     hidden = jnp.asarray(module.hidden(params, tokens))
     unembedding = jnp.asarray(module.unembedding(params))

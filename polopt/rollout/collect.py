@@ -8,6 +8,7 @@ two counters: the next prompt and the next row id.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,19 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from polopt.build import earned_at, turns
 from polopt.errors import PoloptError
-from polopt.rollout.sampler import Generated
+from polopt.rollout import episodes
+from polopt.rollout.rows import BUCKET, LABELS, NO_LABEL, Row, Sampler, Segment, begin, record
 from polopt.tasks.score import SINGLE, score_all
 from polopt.tasks.task import Example, Task
 from polopt.trajectory.sampling import Sampling
-from polopt.types import Trajectories
-
-BUCKET = 16  # prompts are padded to a multiple, so that few shapes are ever compiled
-
-# (prompts i32[P,S], lengths i32[P], ids i32[P,G]) -> Generated with N = P*G rows
-Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray], Generated]
-
+from polopt.types import Stop, Trajectories
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -60,6 +55,26 @@ class Collector:
     max_length: int
     temperature: float
 
+    @property
+    def turn_tokens(self) -> int:
+        """Most tokens that one call of the sampler may write."""
+        environment = self.task.environment
+        most = self.max_new_tokens
+        return min(most, environment.turn_tokens) if environment else most
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn, besides the end of sequence."""
+        environment = self.task.environment
+        return episodes.stop_ids(environment, self.tokenizer) if environment else ()
+
+    @property
+    def room(self) -> int:
+        """Tokens that may follow a prompt, observations included."""
+        environment = self.task.environment
+        most = self.max_new_tokens
+        return episodes.room_of(environment, most) if environment else most
+
     def prompts(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
         """i32[P,S] and i32[P]: the rendered prompts, padded to a bucket.
 
@@ -67,13 +82,12 @@ class Collector:
           PoloptError: a prompt leaves no room for a completion.
         """
         ids = [self.tokenizer.prompt(example.prompt) for example in examples]
-        room = self.max_length - self.max_new_tokens
+        room = self._prompt_room()
         for example, tokens in zip(examples, ids, strict=True):
             if len(tokens) > room:
                 raise PoloptError(
                     f"prompt {example.index} of {self.task.name} has {len(tokens)} tokens; the "
-                    f"model's context of {self.max_length} less max_new_tokens="
-                    f"{self.max_new_tokens} leaves {room}"
+                    f"model's context of {self.max_length} less {self._taken()} leaves {room}"
                 )
         length = np.array([len(tokens) for tokens in ids], np.int32)
         width = min(-(-int(length.max()) // BUCKET) * BUCKET, room)
@@ -81,6 +95,20 @@ class Collector:
         for row, tokens in zip(padded, ids, strict=True):
             row[: len(tokens)] = tokens
         return padded, length
+
+    def _prompt_room(self) -> int:
+        # A turn is sampled with all of its room, however little of it a row has left.
+        last = self.turn_tokens if self.task.environment else 0
+        return self.max_length - self.room - last
+
+    def _taken(self) -> str:
+        """What of the context is not for prompts."""
+        if self.task.environment is None:
+            return f"max_new_tokens={self.max_new_tokens}"
+        return (
+            f"{self.room} for an episode (max_new_tokens={self.max_new_tokens} and observations) "
+            f"and {self.turn_tokens} for its last turn"
+        )
 
     def collect(
         self, sample: Sampler, greedy: Sampler | None, prompts: int, cursor: Cursor
@@ -134,91 +162,66 @@ class Collector:
         tokens, lengths = self.prompts(examples)
         ids = (cursor.row + np.arange(prompts * G, dtype=np.int32)).reshape(prompts, G)
         start = time.perf_counter()
-        generated = jax.device_get(sample(tokens, lengths, ids))
-        best = jax.device_get(greedy(tokens, lengths, ids[:, :1])) if greedy else None
+        rows = self.draw(sample, examples, ids)
+        best = self.draw(greedy, examples, ids[:, :1]) if greedy else None
         middle = time.perf_counter()
-        rows = [example for example in examples for _ in range(G)]
-        trajectories, completions = self.write(
-            rows, np.repeat(tokens, G, 0), np.repeat(lengths, G), generated, ids.reshape(-1)
-        )
+        trajectories, completions = self.write(rows)
         trajectories = dataclasses.replace(
             trajectories, group=np.repeat(np.arange(prompts, dtype=np.int32), G)
         )
         if best is not None:
-            companion, _ = self.write(examples, tokens, lengths, best, ids[:, 0])
+            companion, _ = self.write(best)
             total = sum(part.sum(1) for part in companion.reward_parts.values())
             columns = {"greedy_return": np.repeat(total, G).astype(np.float32)}
+            columns = {**trajectories.columns, **columns}
             trajectories = dataclasses.replace(trajectories, columns=columns)
         seconds["sample"] += middle - start
         seconds["reward"] += time.perf_counter() - middle
-        return _Block(trajectories, rows, completions, G)
+        return _Block(trajectories, [row.example for row in rows], completions, G)
 
-    def write(
-        self,
-        examples: Sequence[Example],
-        tokens: np.ndarray,
-        start: np.ndarray,
-        generated: Generated,
-        ids: np.ndarray,
-    ) -> tuple[Trajectories, list[str]]:
-        """Trajectories of N rows, each a group of its own, and their texts; rewards included."""
-        n, S = tokens.shape
-        C = generated.tokens.shape[1]
-        length = (start + generated.length).astype(np.int32)
-        columns = np.arange(S + C)
-        mask = (columns >= start[:, None]) & (columns < length[:, None])
-        drawn = np.arange(C) < generated.length[:, None]
-
-        def scatter(values: np.ndarray) -> np.ndarray:
-            out = np.zeros((n, S + C), values.dtype)
-            out[mask] = values[drawn]
-            return out
-
-        completions = [
-            self.tokenizer.decode(row[:k].tolist())
-            for row, k in zip(generated.tokens, generated.length, strict=True)
+    def draw(self, sample: Sampler, examples: Sequence[Example], ids: np.ndarray) -> list[Row]:
+        """What the policy makes of P examples: N = P*G rows with `ids i32[P,G]`, neighbours."""
+        tokens, lengths = self.prompts(examples)
+        rows = begin(examples, tokens, lengths, ids)
+        if self.task.environment is not None:
+            return episodes.play(sample, rows, (tokens, lengths), self.rules)
+        generated = jax.device_get(sample(tokens, lengths, ids))
+        return [
+            row.add(Segment.sampled(generated, n, self.room, 0), Stop(int(generated.stop[n])))
+            for n, row in enumerate(rows)
         ]
-        parts, scored = self._rewards(examples, completions, mask, start)
-        own = np.arange(n, dtype=np.int32)
-        return Trajectories(
-            tokens=np.where(mask, scatter(generated.tokens), np.pad(tokens, ((0, 0), (0, C)))),
-            length=length,
-            prompt_length=start,
-            action_mask=mask,
-            turn=turns(mask),
-            group=own,
-            id=ids,
-            prompt=self._numbers(examples),
-            episode=own,
-            reward_parts=parts,
-            scored=scored,
-            stop=np.asarray(generated.stop),
-            logp_sampler=scatter(generated.logp_sampler),
-            log_keep=scatter(generated.log_keep),
-            temperature=np.full(n, self.temperature, np.float32),
-            version=np.zeros((n, S + C), np.int32),
-            columns={},
-        ), completions
 
-    def _numbers(self, examples: Sequence[Example]) -> np.ndarray:
-        endless = self.task.size is None
-        return np.array([-1 if endless else e.index for e in examples], np.int32)
+    @functools.cached_property
+    def rules(self) -> episodes.Rules:
+        """What bounds an episode of a task that has an environment."""
+        assert self.task.environment is not None
+        return episodes.Rules(
+            environment=self.task.environment,
+            tokenizer=self.tokenizer,
+            task=self.task.name,
+            max_new_tokens=self.max_new_tokens,
+            room=self.room,
+            widest=self.max_length - self.turn_tokens,
+        )
 
-    def _rewards(
-        self,
-        examples: Sequence[Example],
-        completions: list[str],
-        mask: np.ndarray,
-        start: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        scores = score_all(self.task.reward, completions, examples)
-        rows, where = np.arange(len(examples)), earned_at(mask, start)
-        # A batch of abstentions has no names of components, but a reward of zero all the same.
-        totals = scores.parts or {SINGLE: np.zeros(len(examples))}
-        parts = {name: np.zeros(mask.shape, np.float32) for name in totals}
-        for name, values in totals.items():
-            parts[name][rows, where] = values
-        return parts, scores.scored
+    def write(self, rows: Sequence[Row]) -> tuple[Trajectories, list[str]]:
+        """Trajectories of rows, each a group of its own, and their texts; the outcome is judged."""
+        texts = [self.tokenizer.decode(row.after.tolist()) for row in rows]
+        scores = score_all(self.task.reward, texts, [row.example for row in rows])
+        widest = max(len(row.prompt) for row in rows)
+        environment = self.task.environment
+        trajectories = record(
+            rows,
+            prompt_width=min(-(-widest // BUCKET) * BUCKET, self._prompt_room()),
+            room=self.room,
+            temperature=self.temperature,
+            parts=environment.parts if environment else (),
+            # A batch of abstentions has no names of components, but a reward of zero all the same.
+            outcome=scores.parts or {SINGLE: np.zeros(len(rows))},
+            scored=scores.scored,
+            endless=self.task.size is None,
+        )
+        return trajectories, texts
 
 
 def _passed(test: Callable, block: _Block) -> np.ndarray:
@@ -278,7 +281,9 @@ class _Block:
             absent = np.zeros(x.tokens.shape, np.float32)
             parts = {name: x.reward_parts.get(name, absent) for name in names}
             made = jax.tree.map(widen, dataclasses.replace(x, reward_parts=parts))
-            return dataclasses.replace(made, turn=widen(x.turn, -1))
+            labels = {k: widen(v, NO_LABEL) for k, v in x.columns.items() if k in LABELS}
+            columns = {**made.columns, **labels}
+            return dataclasses.replace(made, turn=widen(x.turn, -1), columns=columns)
 
         joined = jax.tree.map(
             lambda *xs: np.concatenate(xs), *(wide(block.trajectories) for block in blocks)

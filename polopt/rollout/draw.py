@@ -74,8 +74,9 @@ def row_keys(key: Array, ids: Array) -> Array:
 
 
 def uniform_at(keys: Array, position: Array) -> Array:
-    """f32[N] in [0, 1): the random number of each row at a completion position (i32[])."""
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, position)))(keys)
+    """f32[N] in [0, 1): the random number of each row at a completion position (i32[] or [N])."""
+    position = jnp.broadcast_to(position, keys.shape)
+    return jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)))(keys, position)
 
 
 def draw(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.errors import PoloptError
-from polopt.models import Cache, LanguageModel, Params, grow_cache
+from polopt.models import Cache, LanguageModel, MixedModel, Params, grow_cache
 from polopt.rollout.draw import Decoding, Drawn, draw, row_keys, uniform_at
 from polopt.types import Array, Stop, record
 
@@ -50,7 +50,7 @@ class _State(NamedTuple):
     ),
 )
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | MixedModel,
     params: Params,
     prompts: Array,
     prompt_lengths: Array,
@@ -64,6 +64,7 @@ def generate(
     stop_ids: tuple[int, ...] = (),
     allowed_vocab: int | None = None,
     grow_at: tuple[int, ...] = (),
+    offset: Array | int = 0,
 ) -> Generated:
     """Complete every prompt `group_size` times.
 
@@ -72,12 +73,13 @@ def generate(
     uniform number falls on an edge of the distribution).
 
     Args:
-      model: the decoder.
+      model: the decoder, or two of them that write together.
       params: its weights.
       prompts: i32[P,S], padded on the right.
       prompt_lengths: i32[P]; a prompt of length 0 is padding and gets empty completions.
       ids: i32[N], N = P * group_size, unique in the run; row n completes prompt n // group_size.
-      key: of the run: a draw is `fold_in(fold_in(key, id), position)`.
+      key: of the run: a draw is `fold_in(fold_in(key, id), position)`, where positions count from
+        `offset`.
       group_size: completions per prompt, at least 1.
       max_new_tokens: C, at least 1.
       decoding: temperature and filters.
@@ -86,6 +88,8 @@ def generate(
       allowed_vocab: ids at or above it are never drawn (a padded vocabulary).
       grow_at: lengths, rising, at which the cache of own tokens grows on its way to C. Each saves
         reading room that is still empty and compiles the token step once more.
+      offset: i32[N], the position of each row's first token: what it wrote in earlier calls whose
+        tokens are part of the prompt now, so that no random number is used twice.
 
     Returns:
       Generated.
@@ -100,7 +104,7 @@ def generate(
 
     def choose(hidden: jax.Array, step: jax.Array) -> Drawn:
         logits = model.logits(params, hidden)
-        return draw(logits, uniform_at(keys, step), decoding, allowed_vocab=allowed_vocab)
+        return draw(logits, uniform_at(keys, offset + step), decoding, allowed_vocab=allowed_vocab)
 
     def advance(state: _State) -> _State:
         cache, hidden = model.decode(params, prompt, state.cache, state.token, state.step - 1)
@@ -108,7 +112,8 @@ def generate(
         return _append(state._replace(cache=cache), drawn, eos_ids, stop_ids)
 
     prompt, hidden = model.prefill(params, prompts, prompt_lengths)
-    first = choose(jnp.repeat(hidden, group_size, 0), jnp.int32(0))
+    hidden = jax.tree.map(lambda state: jnp.repeat(state, group_size, 0), hidden)
+    first = choose(hidden, jnp.int32(0))
     state = _start(model.empty_cache(N, 0), jnp.repeat(prompt_lengths > 0, group_size), C)
     state = _append(state, first, eos_ids, stop_ids)
     for room in (*grow_at, C):
@@ -180,7 +185,7 @@ def _check_rows(prompts: Array, prompt_lengths: Array, ids: Array, group_size: i
 
 
 def _check_lengths(
-    model: LanguageModel, S: int, C: int, grow_at: tuple[int, ...], allowed_vocab: int | None
+    model: LanguageModel | MixedModel, S: int, C: int, grow_at: tuple[int, ...], allowed_vocab: int | None
 ) -> None:
     longest, V = model.config.max_length, model.config.vocab_size
     if not 1 <= C <= longest - S:

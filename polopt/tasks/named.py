@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polopt.errors import PoloptError
-from polopt.tasks import chain_sum
+from polopt.tasks import calculator, chain_sum
 from polopt.tasks.isolate import IsolatedReward, Limits
 from polopt.tasks.jsonl import jsonl_task
 from polopt.tasks.reasoning import reasoning_task
@@ -16,6 +17,7 @@ from polopt.tasks.score import user_reward
 from polopt.tasks.task import Reward, Task
 
 _SIZES = {chain_sum.FAMILY: chain_sum.SIZE}  # what the embedded model can do
+_OWN = {calculator.NAME: calculator.calculator_task}  # the rest are families of reasoning-gym
 
 
 def load_task(
@@ -28,11 +30,12 @@ def load_task(
     seed: int = 0,
     limits: Limits | None = None,
 ) -> Task:
-    """A family of reasoning-gym, or a file of problems; with its own reward or the user's.
+    """A family of problems, or a file of them; with its own reward or the user's.
 
     Args:
       family: name in reasoning-gym; "chain_sum" starts from the size of the embedded model
-        (2 to 3 terms of 1 to 2 digits), all others from their own defaults.
+        (2 to 3 terms of 1 to 2 digits), all others from their own defaults. Or "calculator", the
+        same sums worked over several turns with a tool (`calculator_task`).
       task_args: settings of the family, as "name=value" or as a mapping.
       data: a JSONL file (see `jsonl_task`), which replaces the family.
       reward: "file.py:name" or "module:name", called in a process of its own under `limits`; or
@@ -49,7 +52,8 @@ def load_task(
         task = dataclasses.replace(task, held_out=task.held_out[:held_out])
     else:
         overrides = {**_SIZES.get(family, {}), **_settings(task_args)}
-        task = reasoning_task(family, overrides, seed=seed, held_out=held_out)
+        make = _OWN.get(family, functools.partial(reasoning_task, family))
+        task = make(overrides, seed=seed, held_out=held_out)
     if reward is None:
         return task
     named = reward if isinstance(reward, str) else getattr(reward, "__name__", repr(reward))

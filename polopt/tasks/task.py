@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from polopt.tasks.environment import Environment
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
@@ -45,12 +47,14 @@ class Task:
     """Where prompts and rewards come from.
 
     `train(i)` is a pure function of `i >= 0`, so that a run resumes at any index. No prompt of
-    `held_out` is ever returned by it.
+    `held_out` is ever returned by it. `reward` judges the outcome: the text after the prompt,
+    observations included where there is an environment.
     """
 
     name: str
     train: Callable[[int], Example]
     held_out: tuple[Example, ...]
     reward: Reward
+    environment: Environment | None = None  # None: one completion per prompt
     size: int | None = None  # distinct training examples, None when the stream is endless
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON: rebuilds the task

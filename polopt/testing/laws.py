@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from polopt.algorithm import Algorithm, coupling, needs, pieces, wants
+from polopt.compose import RECORDED
 from polopt.errors import PoloptError, did_you_mean
 from polopt.testing.draw import (
     pad_outputs,
@@ -378,7 +379,7 @@ def _hash(alg: Algorithm) -> int:
 
 def _case(method: Make, seed: int, trajectories: Trajectories | None) -> Case:
     alg = method if isinstance(method, Algorithm) else method()
-    columns = sorted({"logp_old", *needs(alg)} - {"logp_sampler", "log_keep", "returns"})
+    columns = sorted({"logp_old", *needs(alg)} - {*RECORDED, "returns"})
     batch = trajectories or random_trajectories(seed, columns=columns)
     return Case(alg=alg, trajectories=batch, outputs=random_outputs(seed, batch, wants(alg)))
 

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
-from polopt.numerics import token_info
-from polopt.transform import piece
-from polopt.types import Context, Surrogate, Term
+from polopt.numerics import SEQUENCE_LIMIT, masked_sum, row_mean, safe_exp, token_info
+from polopt.numerics import stop as sg
+from polopt.transform import Column, piece
+from polopt.types import Array, Context, Mean, Surrogate
+
+
+def _pessimistic(surrogate: Surrogate, context: Context, low: Array, high: Array) -> Surrogate:
+    """min(r·A, clip(r, low, high)·A), with bounds on the ratio itself."""
+    ratio, credit = surrogate.ratio, context.credit
+    plain, held = ratio * credit, jnp.clip(ratio, low, high) * credit
+    clipped = token_info(held < plain, context.mask)
+    return surrogate.with_term(
+        "policy", jnp.minimum(plain, held), context.mask, policy__clip_fraction=clipped
+    )
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    formula="r·A",
+    source="PPO, 1707.06347, eq. 6 (L^CPI)",
+)
+def unclipped(surrogate: Surrogate, context: Context) -> Surrogate:
+    """The importance-weighted surrogate without any bound."""
+    return surrogate.with_term("policy", surrogate.ratio * context.credit, context.mask)
 
 
 @piece(
@@ -24,11 +49,7 @@ def clip(
     surrogate: Surrogate, context: Context, *, low: float = 0.2, high: float = 0.2
 ) -> Surrogate:
     """The pessimistic clipped surrogate: no gradient from a ratio that has gone far enough."""
-    ratio, credit = surrogate.ratio, context.credit
-    plain, held = ratio * credit, jnp.clip(ratio, 1 - low, 1 + high) * credit
-    term = Term(objective=jnp.minimum(plain, held), mask=context.mask)
-    info = {**surrogate.info, "policy/clip_fraction": token_info(held < plain, context.mask)}
-    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term}, info=info)
+    return _pessimistic(surrogate, context, 1 - low, 1 + high)
 
 
 @piece(
@@ -43,5 +64,116 @@ def dual_clip(surrogate: Surrogate, context: Context, *, bound: float = 3.0) -> 
     """Bound the surrogate of negative credit from below: a large ratio has no gradient."""
     term = surrogate.terms["policy"]
     held = jnp.maximum(term.objective, bound * context.credit)
-    made = dataclasses.replace(term, objective=jnp.where(context.credit < 0, held, term.objective))
-    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": made})
+    objective = jnp.where(context.credit < 0, held, term.objective)
+    return surrogate.with_term("policy", objective, term.mask)
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    formula="r_lo = (1+√max(0, 1−4ε_lo/q))/2,  r_hi = min((1+√(1+4ε_hi/q))/2, r_max),  q = π_old",
+    source="DCPO, 2509.02333, eq. 6-8",
+    repairs=("pivotal_tokens_clipped", "entropy_collapse"),
+    differs=("ε are those of the authors' README; their run scripts override them",),
+)
+def probability_clip(
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    low: float = 0.16,
+    high: float = 0.2,
+    largest: float = 10.0,
+    to: Column = "logp_old",
+) -> Surrogate:
+    """Clip where |r−1|·π exceeds ε: rare tokens have wider bounds than common ones."""
+    inverse = safe_exp(-context.column(to))
+    lower = (1 + jnp.sqrt(jnp.maximum(1 - 4 * low * inverse, 0))) / 2
+    upper = jnp.minimum((1 + jnp.sqrt(1 + 4 * high * inverse)) / 2, largest)
+    return _pessimistic(surrogate, context, lower, upper)
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    couples="batch",
+    formula="bounds widened until Σ_{A≥0} min(r,c_hi)·A ≥ ρ₀·|Σ_{A<0} max(r,c_lo)·A|; then clip",
+    source="BAPO, 2510.18927, algorithm 1",
+    repairs=("negative_explosion", "entropy_collapse"),
+    differs=(
+        "c_lo rises to its end before c_hi does, as in the authors' code; the sums are over the"
+        " optimiser step",
+    ),
+)
+def adaptive_clip(
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    balance: float = 0.5,
+    low: float = 0.8,
+    lowest_end: float = 0.95,
+    low_step: float = 0.05,
+    high: float = 1.2,
+    highest_end: float = 2.0,
+    high_step: float = 0.1,
+) -> Surrogate:
+    """Clip with bounds on the ratio that are widened until positive credit holds its share."""
+    ratio, credit = sg(surrogate.ratio), context.credit
+
+    def share(low: Array, high: Array) -> Array:
+        positive = masked_sum(jnp.minimum(ratio, high) * credit, context.mask & (credit >= 0))
+        negative = masked_sum(jnp.maximum(ratio, low) * credit, context.mask & (credit < 0))
+        return positive - balance * jnp.abs(negative)
+
+    def unbalanced(bounds: tuple[Array, Array]) -> Array:
+        low, high = bounds
+        room = (low < lowest_end) | (high < highest_end)
+        return (share(low, high) < 0) & room
+
+    def widen(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        raised = jnp.minimum(low + low_step, lowest_end)
+        widened = jnp.minimum(high + high_step, highest_end)
+        first = low < lowest_end
+        return jnp.where(first, raised, low), jnp.where(first, high, widened)
+
+    start = (jnp.asarray(low, ratio.dtype), jnp.asarray(high, ratio.dtype))
+    lower, upper = jax.lax.while_loop(unbalanced, widen, start)
+    made = _pessimistic(surrogate, context, lower, upper)
+    one = jnp.any(context.mask, keepdims=False).astype(ratio.dtype)
+    info = {
+        "policy/clip_low": Mean(sum=one * lower, weight=one),
+        "policy/clip_high": Mean(sum=one * upper, weight=one),
+    }
+    return dataclasses.replace(made, info={**made.info, **info})
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    couples="sequence",
+    formula="A_i · exp((1/L_i) Σ_t c_it),  c = sgn(A)·min(sgn(A)·d, sgn(A)·clip(d, −ε_lo, ε_hi))",
+    source="GMPO, 2507.20673, eq. 4",
+    repairs=("token_ratio_noise", "ratio_explosion"),
+    differs=("verl's bounds are clip_ratio, 0.2 unless set; the paper's are 0.4 in log space",),
+)
+def geometric_mean_surrogate(
+    surrogate: Surrogate, context: Context, *, low: float = 0.4, high: float = 0.4
+) -> Surrogate:
+    """The geometric mean of a row's token ratios, each clipped in log space before the mean."""
+    d, sign = surrogate.log_ratio, jnp.sign(context.credit)
+    held = sign * jnp.minimum(sign * d, sign * jnp.clip(d, -low, high))
+    ratio = safe_exp(row_mean(held, context.mask), SEQUENCE_LIMIT)[:, None]
+    objective = row_mean(context.credit, context.mask)[:, None] * ratio
+    clipped = token_info(held != jnp.abs(sign) * d, context.mask)
+    return surrogate.with_term(
+        "policy",
+        jnp.broadcast_to(objective, d.shape),
+        context.mask,
+        policy__clip_fraction=clipped,
+    )

@@ -7,7 +7,12 @@ training loop reads `Update`; the algebra only carries them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+
+import numpy as np
+
+from polopt.errors import PoloptError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,14 +22,143 @@ class Refill:
     Attributes:
       by: `f(trajectories) -> bool[N]`, True on rows of groups worth keeping.
       max_rounds: how often to sample at the most.
-      surplus: groups drawn per missing group in each round.
       short: what to do when rounds run out: "train" on what there is, or "error".
     """
 
     by: Callable
     max_rounds: int = 10
-    surplus: float = 1.0
     short: str = "train"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Draw more groups than are trained on and keep those that rank highest.
+
+    StarPO-S (2504.20073) keeps the quarter of the prompts whose rewards spread most.
+
+    Attributes:
+      by: `f(trajectories) -> f32[N]`, a statistic of the row's group, the same on all its rows.
+      fraction: share of the drawn groups that is trained on, in (0, 1]: `prompts / fraction`
+        groups are drawn, rounded up.
+    """
+
+    by: Callable
+    fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share("Keep.fraction", self.fraction, above=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMeanExp:
+    """`β log mean_j exp(R_j / β)` of each row of returns `[P,K]`, as f64[P].
+
+    The optimal value of a prompt under a KL penalty of weight β, from K samples of the reference
+    (A*-PO, 2505.20686, eq. 5).
+
+    >>> LogMeanExp(0.5)(np.array([[1.0, 1.0], [0.0, 1.0]])).round(3).tolist()
+    [1.0, 0.717]
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf:
+            raise PoloptError(f"LogMeanExp: beta is {self.beta}; give a number above 0")
+
+    def __call__(self, returns: np.ndarray) -> np.ndarray:
+        scaled = np.asarray(returns, np.float64) / self.beta
+        return self.beta * (np.logaddexp.reduce(scaled, axis=1) - np.log(scaled.shape[1]))
+
+
+def mean_return(returns: np.ndarray) -> np.ndarray:
+    """f64[P]: the mean of each row of returns `[P,K]`."""
+    return np.asarray(returns, np.float64).mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Companion:
+    """Completions beside the batch that are scored but not trained on: one number per prompt.
+
+    Attributes:
+      column: the recorded column `f32[N]` that it fills, the same on all rows of a prompt.
+      policy: who writes them: "policy" as it is now, or "reference" (see `Update.reference`).
+      greedy: take the likeliest token always, unfiltered; otherwise as the batch is sampled.
+      samples: completions per prompt, K.
+      reduce: `f(returns f32[P,K]) -> [P]`.
+      cache: compute each prompt once and remember it: for a frozen reference on a finite number
+        of prompts. Draws of the reference are addressed by the prompt, so that a remembered value
+        is the one that would be computed.
+    """
+
+    column: str
+    policy: str = "policy"
+    greedy: bool = False
+    samples: int = 1
+    reduce: Callable[[np.ndarray], np.ndarray] = mean_return
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        _check_policy("Companion.policy", self.policy, ("policy", "reference"))
+        if self.samples < 1 or (self.greedy and self.samples > 1):
+            raise PoloptError(
+                f"Companion.samples is {self.samples}: give 1 or more, and 1 if greedy, as all "
+                "greedy completions of a prompt are equal"
+            )
+        if self.cache and self.policy != "reference":
+            raise PoloptError(
+                'Companion.cache remembers what never changes: give policy="reference"'
+            )
+
+
+def uncertainty(rate: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """f64[M]: `sqrt(p (1 - p)) + 0.05` of success rates, most at a half (SPO, 2509.13232)."""
+    return np.sqrt(rate * (1 - rate)) + 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prioritise:
+    """Draw prompts of a finite pool by what is known of them, each at most once per round.
+
+    The weight of a prompt is read from two running sums over its scored completions, which fade
+    with every further rollout that shows it: `seen`, and the share of `seen` that was right, as
+    `rate = (right + 1/2) / (seen + 1)`. A prompt that was never shown has rate 1/2.
+
+    Attributes:
+      by: `f(rate f64[M], seen f64[M]) -> [M]`, weights of at least 0 over the M prompts.
+      decay: what stays of both sums when the prompt is shown again, in [0, 1].
+    """
+
+    by: Callable[[np.ndarray, np.ndarray], np.ndarray] = uncertainty
+    decay: float = 0.875
+
+    def __post_init__(self) -> None:
+        _check_share("Prioritise.decay", self.decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Another model stands in for the policy, wholly on some prompts or partly on every token.
+
+    What is recorded is what was sampled: `logp_sampler + log_keep` is the log-probability under
+    the model, or the mixture, that drew the token. Rows of another model have `version` -1.
+
+    Attributes:
+      policy: who stands in: "teacher" or "reference".
+      share: share of each rollout's prompts whose completions it writes alone, in [0, 1] (GKD's
+        1 - λ, 2306.13649). Their number is `prompts * share`, rounded; which ones is drawn anew.
+      alpha: weight of its distribution in that of every token of the other prompts, in [0, 1]:
+        `α p_other + (1 - α) p_policy`, at the temperature of the run (MiniLLM, 2306.08543, eq. 6).
+    """
+
+    policy: str = "teacher"
+    share: float = 0.0
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_policy("Mixture.policy", self.policy, ("teacher", "reference"))
+        _check_share("Mixture.share", self.share)
+        _check_share("Mixture.alpha", self.alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +167,26 @@ class Sampling:
 
     Attributes:
       group_size: samples per prompt, G.
-      refill: sample again until enough groups pass.
-      companion: "greedy" adds one greedy completion per prompt, scored but not trained on; its
-        return is the column `greedy_return`.
+      refill: sample again until enough groups pass a test.
+      keep: or sample more groups at once and keep the highest.
+      companion: completions beside the batch that become a column.
+      prioritise: which prompts of a finite pool are drawn; in their own order if not given.
+      mixture: another model that writes a part.
     """
 
     group_size: int = 1
     refill: Refill | None = None
-    companion: str | None = None
+    keep: Keep | None = None
+    companion: Companion | None = None
+    prioritise: Prioritise | None = None
+    mixture: Mixture | None = None
+
+    def __post_init__(self) -> None:
+        if self.refill and self.keep:
+            raise PoloptError(
+                "Sampling has both refill and keep: a group that fails a test is not ranked; "
+                "give one of them"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +197,29 @@ class Update:
       epochs: passes over the batch.
       minibatches: optimiser steps per pass.
       reset_optimizer: start each rollout with a fresh optimiser state.
-      reference: "frozen", or "previous" (the policy at the start of each rollout).
+      reference: "frozen", "previous" (the policy at the start of each rollout), or "ema", an
+        average of the policies so far, moved once after each rollout.
+      ema: how far it is moved: `reference ← (1 - ema) reference + ema policy`, in [0, 1].
     """
 
     epochs: int = 1
     minibatches: int = 1
     reset_optimizer: bool = False
     reference: str = "frozen"
+    ema: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_policy("Update.reference", self.reference, ("frozen", "previous", "ema"))
+        _check_share("Update.ema", self.ema)
+
+
+def _check_policy(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise PoloptError(f"{name} is {value!r}: accepted are {', '.join(accepted)}")
+
+
+def _check_share(name: str, value: float, *, above: bool = False) -> None:
+    if not 0 <= value <= 1 or (above and value == 0):
+        raise PoloptError(
+            f"{name} is {value}: give a number {'above 0, at most 1' if above else 'in [0, 1]'}"
+        )

@@ -1,19 +1,37 @@
-"""The critic's regression, a term beside the policy's."""
+"""Regressions of models that are trained beside the policy: the critic, the process reward."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
-from polopt.numerics import token_info
+from polopt.numerics import masked_sum, token_info
+from polopt.reward.returns import episode_return
 from polopt.transform import Transform, piece
-from polopt.types import Context, Surrogate, Term
+from polopt.types import Array, Context, Credit, Surrogate, Trajectories
+
+
+def every_token(turn: Array) -> Array:
+    """bool[N,T]: the critic speaks at every token of the policy."""
+    return turn >= 0
+
+
+def turn_starts(turn: Array) -> Array:
+    """bool[N,T]: the critic speaks at the first token of every turn."""
+    before = jnp.pad(turn[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return (turn >= 0) & (turn != before)
+
+
+def _regressed(trajectories: Trajectories, keep: Array, *, at: Callable, **unused: Array) -> Array:
+    return keep & at(trajectories.turn)
 
 
 @piece(
     "trajectory",
     term="value",
+    members=_regressed,
     needs=("value",),
     wants=("value",),
     formula="−c/2 · max((V−G)², (clip(V, V_old±ε)−G)²)",
@@ -27,9 +45,14 @@ def value_loss(
     *,
     coefficient: float = 1.0,
     value_clip: float | None = 0.2,
+    at: Callable = every_token,
     aggregate: Transform | None = None,
 ) -> Surrogate:
-    """Regress the critic on the returns that `gae` left, pessimistically near its old value."""
+    """Regress the critic on the returns that `gae` left, pessimistically near its old value.
+
+    Args:
+      at: `every_token` or `turn_starts`, where the critic has a target.
+    """
     value, old = context.outputs["value"], context.column("value")
     returns = context.column("returns")
     error = (value - returns) ** 2
@@ -37,7 +60,44 @@ def value_loss(
         near = old + jnp.clip(value - old, -value_clip, value_clip)
         error = jnp.maximum(error, (near - returns) ** 2)
     # Where the reward is not known, neither is the return.
+    mask = (context.rows.members["value"] > 0) & context.rows.scored[:, None]
+    measured = token_info(error, mask)
+    return surrogate.with_term("value", -coefficient * error / 2, mask, critic__error=measured)
+
+
+def _labels(trajectories: Trajectories, credit: Credit, **hyper: Array) -> dict[str, Array]:
+    reward = sum(trajectories.reward_parts.values())
+    label = episode_return(reward, trajectories) > hyper["above"]
+    return {"label": jnp.broadcast_to(label[:, None], reward.shape)}
+
+
+@piece(
+    "trajectory",
+    term="process",
+    before=_labels,
+    needs=("logp_ref",),
+    wants=("logp_prm",),
+    couples="sequence",
+    formula="c · log σ(±β Σ_t (l_prm − l_ref)),  + where the outcome is right",
+    source="PRIME, 2502.01456, eq. 5",
+    repairs=("sparse_credit",),
+)
+def process_reward_loss(
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    beta: float = 0.05,
+    coefficient: float = 1.0,
+    above: float = 0.5,
+    aggregate: Transform | None = None,
+) -> Surrogate:
+    """Train the implicit process reward model to tell right outcomes from wrong ones.
+
+    Args:
+      above: the return beyond which an outcome is right.
+    """
+    d = context.outputs["logp_prm"] - context.column("logp_ref")
+    score = beta * masked_sum(d, context.mask, axis=1)[:, None]
+    signed = jnp.where(context.before["label"], score, -score)
     mask = context.mask & context.rows.scored[:, None]
-    term = Term(objective=-coefficient * error / 2, mask=mask)
-    info = {**surrogate.info, "critic/error": token_info(error, mask)}
-    return dataclasses.replace(surrogate, terms={**surrogate.terms, "value": term}, info=info)
+    return surrogate.with_term("process", coefficient * jax.nn.log_sigmoid(signed), mask)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 
+from polopt.numerics import safe_exp, token_info
 from polopt.numerics import stop as sg
-from polopt.numerics import token_info
 from polopt.transform import piece
-from polopt.types import Context, Surrogate, Term
+from polopt.types import Array, Context, Surrogate
+
+
+def _weighted(surrogate: Surrogate, context: Context, weight: Array) -> Surrogate:
+    """sg[weight]·A·l, and how often the weight is not the ratio."""
+    weight = sg(weight)
+    bounded = token_info(weight != sg(surrogate.ratio), context.mask)
+    objective = weight * context.credit * surrogate.logp
+    return surrogate.with_term("policy", objective, context.mask, policy__clip_fraction=bounded)
 
 
 @piece(
@@ -22,8 +28,7 @@ from polopt.types import Context, Surrogate, Term
 )
 def policy_gradient(surrogate: Surrogate, context: Context) -> Surrogate:
     """The plain score function: no ratio, no bound."""
-    term = Term(objective=context.credit * surrogate.logp, mask=context.mask)
-    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term})
+    return surrogate.with_term("policy", context.credit * surrogate.logp, context.mask)
 
 
 @piece(
@@ -46,8 +51,59 @@ def detach_weight(
     """Weigh each token by its bounded, detached ratio: every token keeps a gradient."""
     lower = None if low is None else 1 - low
     upper = None if high is None else 1 + high
+    return _weighted(surrogate, context, jnp.clip(surrogate.ratio, lower, upper))
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    formula="sg[w] · A · l,  w = 1 if A ≥ 0 else clip(r, a, b)",
+    source="TOPR, 2503.14286, eq. 7",
+    repairs=("negative_explosion", "staleness"),
+)
+def tapered_weight(
+    surrogate: Surrogate, context: Context, *, low: float = 0.0, high: float = 1.0
+) -> Surrogate:
+    """Imitate what was good; unlearn what was bad only as far as the policy still does it."""
+    taper = jnp.clip(surrogate.ratio, low, high)
+    return _weighted(surrogate, context, jnp.where(context.credit >= 0, 1.0, taper))
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    formula="sg[min(w, c)] · A · exp(l − sg[l]),  w = 1/r if A > 0 else r",
+    source="ASPO, 2510.06062, eq. 8",
+    repairs=("pivotal_tokens_clipped", "entropy_collapse"),
+    differs=("the constant c is a public re-implementation's, not verified in the paper",),
+)
+def asymmetric_flip(surrogate: Surrogate, context: Context, *, bound: float = 3.0) -> Surrogate:
+    """Weigh positive tokens by the reciprocal ratio: what is likely already needs no more push."""
     ratio = sg(surrogate.ratio)
-    weight = jnp.clip(ratio, lower, upper)
-    term = Term(objective=weight * context.credit * surrogate.logp, mask=context.mask)
-    info = {**surrogate.info, "policy/clip_fraction": token_info(weight != ratio, context.mask)}
-    return dataclasses.replace(surrogate, terms={**surrogate.terms, "policy": term}, info=info)
+    weight = jnp.where(context.credit > 0, safe_exp(-sg(surrogate.log_ratio)), ratio)
+    held = jnp.minimum(weight, bound)
+    # A factor of one with the gradient of l: the value stays that of the ratio form.
+    one = jnp.exp(surrogate.logp - sg(surrogate.logp))
+    bounded = token_info(weight > bound, context.mask)
+    return surrogate.with_term(
+        "policy", held * context.credit * one, context.mask, policy__clip_fraction=bounded
+    )
+
+
+@piece(
+    "trajectory",
+    reads=("logp", "ratio"),
+    writes="policy",
+    term="policy",
+    formula="exp(A/τ) · A · l",
+    source="REC, 2509.24203, sec. 4 (weights by credit)",
+)
+def exponential_weight(
+    surrogate: Surrogate, context: Context, *, temperature: float = 1.0
+) -> Surrogate:
+    """Weigh each token by the exponential of its credit, without any ratio."""
+    return _weighted(surrogate, context, safe_exp(context.credit / temperature))

@@ -1,0 +1,40 @@
+"""The learned log-partition of a prompt: one number from a policy's reading of it (FlowRL)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polopt.models.config import DecoderConfig
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PartitionModel:
+    """`log Z(prompt)`: one linear head on the policy's state after the last prompt token.
+
+    The state is a constant to it: learning a partition does not move the policy.
+
+    >>> head = PartitionModel(DecoderConfig(vocab_size=8, hidden_size=4, num_layers=1,
+    ...     num_heads=1, num_kv_heads=1, head_dim=4, mlp_size=4, max_length=8))
+    >>> states = jnp.ones((2, 3, 4))
+    >>> head.log_partition(head.init(jax.random.key(0)), states, jnp.array([1, 3])).tolist()
+    [0.0, 0.0]
+    """
+
+    config: DecoderConfig
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Weights whose log-partitions are all zero: {"kernel" f32[D], "bias" f32[]}."""
+        return {"kernel": jnp.zeros(self.config.hidden_size), "bias": jnp.zeros(())}
+
+    def log_partition(self, params: Any, hidden: Array, prompt_length: Array) -> Array:
+        """f32[N] of `hidden [N,T,D]`, the policy's states; `prompt_length i32[N]`."""
+        end = jnp.maximum(prompt_length - 1, 0)[:, None, None]
+        last = jnp.take_along_axis(hidden, end, axis=1)[:, 0]
+        state = jax.lax.stop_gradient(last).astype(jnp.float32)
+        return state @ params["kernel"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
