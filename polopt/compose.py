@@ -305,7 +305,7 @@ def _check_outputs(alg: Algorithm, outputs: PolicyOutputs, shape: tuple[int, ...
 def _clean_outputs(outputs: PolicyOutputs, mask: Array) -> PolicyOutputs:
     def clean(x: Array) -> Array:
         if x.ndim < 2:  # one number per row, such as a learned log-partition
-            return _full(x)
+            return jnp.where(jnp.any(mask, axis=1), _full(x), 0)
         inside = mask.reshape(mask.shape + (1,) * (x.ndim - 2))
         return jnp.where(inside, _full(x), 0)
 

@@ -7,6 +7,7 @@ k3 is not (2512.21852; Schulman, "Approximating KL divergence", 2020).
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from polopt.numerics import safe_exp
@@ -41,9 +42,9 @@ def k3(d: Array) -> Array:
 
 
 def absolute(d: Array) -> Array:
-    """|d|.
+    """|d|, with slope zero at zero: jax's own `abs` has slope one there.
 
     >>> float(absolute(jnp.float32(-2.0)))
     2.0
     """
-    return jnp.abs(d)
+    return jax.lax.stop_gradient(jnp.sign(d)) * d

@@ -12,6 +12,7 @@ CENTRE = (
     "types",
     "algorithm",
     "compose",
+    "modifiers",
     "aggregate",
     "numerics",
     "transform",

@@ -92,7 +92,7 @@ def main() -> None:
     weights = prepared.rows.weights["policy"] * prepared.credit
     held = {name: init_state(params, optimizer, memory) for name in ("ours", "plain")}
     compiled = {
-        "ours": ours.lower(held["ours"], trajectories, prepared, rows).compile(),
+        "ours": ours.lower(held["ours"], {}, trajectories, prepared, rows).compile(),
         "plain": plain.lower(held["plain"], trajectories, weights, rows).compile(),
     }
     for name, unit in (("flops", "GFLOP"), ("bytes accessed", "GB")):
@@ -101,7 +101,7 @@ def main() -> None:
 
     def run_ours() -> None:
         held["ours"], _ = jax.block_until_ready(
-            compiled["ours"](held["ours"], trajectories, prepared, rows)
+            compiled["ours"](held["ours"], {}, trajectories, prepared, rows)
         )
 
     def run_plain() -> None:

@@ -4,11 +4,15 @@ from polopt.aggregate import constant_length, sequence_mean, token_mean
 from polopt.algorithm import Algorithm
 from polopt.divergence import k3
 from polopt.reward import (
+    analytic_pass_at_k,
+    batch_whiten_sequences,
+    beta_normalise,
     drop_zero_spread_groups,
     group_mean_baseline,
     group_std_scale,
     outcome_return,
     overlong_soft_penalty,
+    per_objective_group_norm,
 )
 from polopt.reward.filters import spread
 from polopt.trajectory import (
@@ -16,12 +20,10 @@ from polopt.trajectory import (
     Sampling,
     Update,
     clip,
-    detach_weight,
     kl_penalty,
-    sequence_ratio,
     token_ratio,
 )
-from polopt.transform import chain
+from polopt.transform import Transform, chain
 
 GROUP_NORM = chain(group_mean_baseline(), group_std_scale())
 
@@ -65,29 +67,44 @@ def dapo(*, max_length: float = 20480, cache: float = 4096) -> Algorithm:
     )
 
 
-def gspo() -> Algorithm:
-    """GSPO (2507.18071): one geometric-mean ratio per sequence, clipped very near to one."""
+def bnpo() -> Algorithm:
+    """BNPO (2506.02864): divide by the density of the group's pass rate, fitted to the batch.
+
+    TRL's loss of the same name is a token mean of each micro-batch, averaged: it depends on the
+    split, which law 1 forbids by definition, and has no key here.
+    """
     return Algorithm(
-        name="gspo",
-        reward=chain(outcome_return(), GROUP_NORM),
-        trajectory=chain(sequence_ratio(), clip(3e-4, 4e-4)),
-        aggregate=sequence_mean(),
-        sampling=Sampling(group_size=8),
+        name="bnpo",
+        reward=chain(outcome_return(), beta_normalise()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2)),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=16),
         update=Update(minibatches=4),
     )
 
 
-def cispo(*, high: float = 4.0) -> Algorithm:
-    """CISPO (2506.13585): clip the detached weight, so that no token loses its gradient.
+def gdpo() -> Algorithm:
+    """GDPO (2601.05242): every reward component normalised by itself, then summed and whitened."""
+    return Algorithm(
+        name="gdpo",
+        reward=chain(per_objective_group_norm(), batch_whiten_sequences()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2)),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=16),
+        update=Update(minibatches=4),
+    )
 
-    The paper bounds the ratio from above only and does not print the bound; 5 is ScaleRL's
-    (2510.13786).
+
+def passk_grpo(*, credit: Transform | None = None) -> Algorithm:
+    """Pass@k training (2508.10751): credit for what a sample adds to the best of k.
+
+    `credit` is `analytic_pass_at_k(k=4)` unless given: `best_minus_second()` (2503.19595) and
+    `max_at_k(k=4)` (PKPO, 2505.15201) are the other two.
     """
     return Algorithm(
-        name="cispo",
-        reward=chain(outcome_return(), GROUP_NORM),
-        trajectory=chain(token_ratio(), detach_weight(low=None, high=high)),
+        name="passk_grpo",
+        reward=chain(outcome_return(), credit or analytic_pass_at_k(k=4)),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=8),
-        update=Update(minibatches=16),
     )

@@ -2,16 +2,21 @@
 
 from polopt.aggregate import sequence_sum_mean, token_mean
 from polopt.algorithm import Algorithm
-from polopt.divergence import k1
+from polopt.divergence import k1, k2
 from polopt.reward import (
+    batch_std_scale,
     batch_whiten,
+    effective_sample_rescale,
+    group_mean_baseline,
     kl_in_reward,
     leave_one_out_baseline,
+    length_weighted_baseline,
+    optimal_token_baseline,
     outcome_return,
     remax_baseline,
     reward_to_go,
 )
-from polopt.trajectory import Sampling, Update, clip, policy_gradient, token_ratio
+from polopt.trajectory import Sampling, Update, clip, kl_penalty, policy_gradient, token_ratio
 from polopt.trajectory.sampling import Companion
 from polopt.transform import chain
 
@@ -63,4 +68,61 @@ def reinforce_pp(*, kl: float = 0.01) -> Algorithm:
         trajectory=chain(token_ratio(), clip(0.2, 0.2)),
         aggregate=token_mean(),
         update=Update(minibatches=8),
+    )
+
+
+def reinforce_pp_baseline(*, kl: float = 1e-5) -> Algorithm:
+    """REINFORCE++-baseline (2501.03262): group mean, batch spread, k2 in the loss."""
+    return Algorithm(
+        name="reinforce_pp_baseline",
+        reward=chain(outcome_return(), group_mean_baseline(), batch_whiten()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2), kl_penalty(k2, kl)),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=8),
+        update=Update(minibatches=8),
+    )
+
+
+def opo() -> Algorithm:
+    """OPO (2505.23585): the baseline of least variance, strictly on-policy."""
+    return Algorithm(
+        name="opo",
+        reward=chain(outcome_return(), length_weighted_baseline()),
+        trajectory=chain(policy_gradient()),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=8),
+    )
+
+
+def otb() -> Algorithm:
+    """OTB (2602.07078): an optimal baseline for every position of the group."""
+    return Algorithm(
+        name="otb",
+        reward=chain(optimal_token_baseline()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2)),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=8),
+    )
+
+
+def gpg() -> Algorithm:
+    """GPG (2504.02546): no surrogate at all; groups with a gradient stand for those without."""
+    return Algorithm(
+        name="gpg",
+        reward=chain(outcome_return(), group_mean_baseline(), effective_sample_rescale()),
+        trajectory=chain(policy_gradient()),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=8),
+    )
+
+
+def lite_ppo() -> Algorithm:
+    """Lite PPO (2508.08221): the group's mean, the batch's spread, a token mean: no more."""
+    return Algorithm(
+        name="lite_ppo",
+        reward=chain(outcome_return(), group_mean_baseline(), batch_std_scale()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2)),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=8),
+        update=Update(minibatches=4),
     )

@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("polopt.cli.evaluate", "measure accuracy on held-out problems, with its interval"),
     "sample": ("polopt.cli.sample", "look at completions of a model"),
     "methods": ("polopt.cli.methods", "list the methods that train takes"),
+    "explain": ("polopt.cli.explain", "say what a method is made of, needs, costs and repairs"),
+    "map": ("polopt.cli.map", "show every method by what it changes of REINFORCE"),
     "pretrain": ("polopt.cli.pretrain", "train a base model from nothing, by supervision"),
 }
 """Command -> (module with ``run(argv) -> exit code``, purpose)."""
@@ -29,6 +31,7 @@ examples:
   polopt train                                  GRPO, a small model, any machine
   polopt train --algorithm rloo --steps 200     another method
   polopt eval runs/grpo-chain_sum-0             what the trained model reaches
+  polopt explain dapo --versus grpo             how two methods differ
   polopt train --help                           every setting
 
 exit codes: 0 done, 1 failed, 2 not understood, 130 and 143 stopped on request

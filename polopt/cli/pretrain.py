@@ -9,7 +9,9 @@ from polopt.train.config import PretrainConfig
 
 EXAMPLES = """\
   polopt pretrain --out my_base --steps 1500
-  polopt train --model my_base                    then improve it by reward"""
+  polopt train --model my_base                    then improve it by reward
+  polopt pretrain --out student --layers 2 --width 64 --steps 400
+  polopt train --algorithm opd --model student --teacher runs/grpo-chain_sum-0"""
 
 Pretrain = Callable[[PretrainConfig], Path]
 """From a configuration to the folder of the trained model."""

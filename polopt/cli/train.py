@@ -18,6 +18,7 @@ EXAMPLES = """\
   polopt train --set clip.low=0.1 kl_penalty.coefficient=0
   polopt train --task spell_backward --task-args max_word_len=5
   polopt train --data problems.jsonl --reward rewards.py:score
+  polopt train --algorithm opd --model student --teacher runs/grpo-chain_sum-0
   polopt train --config runs/grpo-chain_sum-0 --seed 1     again, another seed
   polopt train --config runs/grpo-chain_sum-0 --resume     go on where it stopped
 

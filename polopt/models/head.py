@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from polopt.errors import PoloptError
 from polopt.columns import Column
+from polopt.errors import PoloptError
 from polopt.types import record
 
 Columns = tuple[Column, ...]

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polopt.errors import PoloptError
 from polopt.columns import HEADS, Column, by_name, models_of, name_of
+from polopt.errors import PoloptError
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
 from polopt.types import PolicyOutputs, Trajectories
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from polopt.numerics import centre, segment_total
+from polopt.numerics import centre, group_mean, row_length, segment_max, segment_total
 from polopt.reward.returns import episode_weight
-from polopt.transform import piece
+from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
 
 
@@ -64,3 +64,91 @@ def remax_baseline(credit: Credit, trajectories: Trajectories) -> Credit:
     if credit.value is not None:
         return dataclasses.replace(credit, value=credit.value - greedy[:, None])
     return dataclasses.replace(credit, sequence=credit.sequence - greedy)
+
+
+@piece(
+    "reward",
+    reads="sequence",
+    formula="R_i − Σ_j L_j·R_j / Σ_j L_j",
+    source="OPO, 2505.23585, eq. 9",
+    repairs=("no_baseline",),
+    invariant=("shift",),
+    min_group=2,
+    differs=("verl gives a group of one the baseline 0; here its credit is 0",),
+)
+def length_weighted_baseline(credit: Credit, trajectories: Trajectories) -> Credit:
+    """Compare with the group's mean weighed by length, of the least variance on-policy.
+
+    The squared norm of a row's score is taken to grow with its length.
+    """
+    weight = episode_weight(trajectories)
+    group, length = trajectories.group, row_length(trajectories.action_mask)
+    offset = _centred(credit, trajectories)  # exactly zero where all are equal
+    shift = group_mean(offset, group, weight * length)
+    written = segment_total(weight * length, group) > 0
+    spread = segment_max(jnp.abs(offset), group) > 0
+    counted = (weight > 0) & written & spread
+    return dataclasses.replace(credit, sequence=jnp.where(counted, offset - shift, 0))
+
+
+@piece(
+    "reward",
+    reads="sequence",
+    formula="R_i − c",
+    source="TOPR, 2503.14286, sec. 3",
+)
+def constant_baseline(credit: Credit, trajectories: Trajectories, *, value: float) -> Credit:
+    """Compare with a constant, which sets the share of rows that count as positive."""
+    return dataclasses.replace(credit, sequence=credit.sequence - value)
+
+
+@piece(
+    "reward",
+    reads="sequence",
+    formula="A_i − δ",
+    source="AsymRE, 2506.20520, eq. 4",
+    repairs=("staleness",),
+)
+def shift_baseline(credit: Credit, trajectories: Trajectories, *, by: float = -0.1) -> Credit:
+    """Move the baseline: below the mean, what was good weighs more than what was bad."""
+    return dataclasses.replace(credit, sequence=credit.sequence - by)
+
+
+@piece(
+    "reward",
+    reads="sequence",
+    formula="R_i − τ·log mean_{j≠i} exp(R_j/τ)",
+    source="Kimi k1.5, 2501.12599, sec. 2.3.2; leave-one-out: 2602.05933",
+    repairs=("no_baseline",),
+    invariant=("shift", "permutation"),
+    min_group=2,
+)
+def log_mean_exp_baseline(
+    credit: Credit, trajectories: Trajectories, *, temperature: float = 0.01
+) -> Credit:
+    """Compare with the soft maximum of the others: the log-partition, not the mean."""
+    weight, group = episode_weight(trajectories), trajectories.group
+    R = jnp.where(weight > 0, credit.sequence, 0)
+    high = segment_max(jnp.where(weight > 0, R, -jnp.inf), group)
+    high = jnp.where(jnp.isfinite(high), high, 0)
+    grown = weight * jnp.exp((R - high) / temperature)
+    # Of the others only: what is left is held above the smallest number, as in the public code.
+    others = jnp.maximum(segment_total(grown, group) - grown, 1e-8)
+    size = segment_total(weight, group) - weight
+    soft = high + temperature * jnp.log(others / jnp.maximum(size, 1e-8))
+    counted = (weight > 0) & (_centred(credit, trajectories) != 0)
+    return dataclasses.replace(credit, sequence=jnp.where(counted, R - soft, 0))
+
+
+@piece(
+    "reward",
+    reads="sequence",
+    formula="R_i − V*(q)",
+    source="A*-PO, 2505.20686, eq. 5-6",
+    repairs=("no_baseline", "dead_groups"),
+)
+def optimal_value_baseline(
+    credit: Credit, trajectories: Trajectories, *, to: Column = "optimal_value"
+) -> Credit:
+    """Compare with the optimal value of the prompt, estimated from samples of the reference."""
+    return dataclasses.replace(credit, sequence=credit.sequence - trajectories.columns[to])

@@ -7,14 +7,14 @@ import dataclasses
 import jax.numpy as jnp
 
 from polopt.errors import PoloptError, did_you_mean
-from polopt.numerics import centre, segment_max
+from polopt.numerics import centre, group_mean, group_std, segment_max
 from polopt.reward.returns import episode_return, episode_weight
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories, truncated
 
 
-def spread(trajectories: Trajectories, part: str | None = None) -> Array:
-    """bool[N]: the recorded rewards of the row's group are not all equal.
+def recorded_return(trajectories: Trajectories, part: str | None = None) -> Array:
+    """f32[N]: what the row's episode earned, before any piece has shaped it.
 
     Args:
       part: the reward component to look at; all of them summed if None.
@@ -30,9 +30,19 @@ def spread(trajectories: Trajectories, part: str | None = None) -> Array:
         reward = sum(parts.values(), nothing)
     else:
         reward = parts[part]
-    weight = episode_weight(trajectories)
-    centred = centre(episode_return(reward, trajectories), trajectories.group, weight)
-    return segment_max(abs(centred), trajectories.group) > 0
+    return episode_return(reward, trajectories)
+
+
+def spread(trajectories: Trajectories, part: str | None = None) -> Array:
+    """bool[N]: the recorded rewards of the row's group are not all equal."""
+    R, group = recorded_return(trajectories, part), trajectories.group
+    return segment_max(abs(centre(R, group, episode_weight(trajectories))), group) > 0
+
+
+def group_spread(trajectories: Trajectories, part: str | None = None) -> Array:
+    """f32[N]: the standard deviation (ddof=0) of the recorded rewards of the row's group."""
+    R, weight = recorded_return(trajectories, part), episode_weight(trajectories)
+    return group_std(R, trajectories.group, weight, 0)
 
 
 @piece(
@@ -62,3 +72,50 @@ def drop_zero_spread_groups(
 def drop_truncated(credit: Credit, trajectories: Trajectories) -> Credit:
     """Take truncated rows out of the loss."""
     return dataclasses.replace(credit, keep=credit.keep & ~truncated(trajectories.stop)[:, None])
+
+
+@piece(
+    "reward",
+    formula="keep_i = 1[std_g(R) is among the top share of groups]",
+    source="StarPO-S, RAGEN, 2504.20073, sec. 4.2",
+    repairs=("dead_groups",),
+    differs=("of groups that spread alike all are kept or none is counted twice: by smallest id",),
+)
+def keep_top_spread(
+    credit: Credit,
+    trajectories: Trajectories,
+    *,
+    share: float = 0.25,
+    part: str | None = None,
+) -> Credit:
+    """Train on the groups whose outcome is least certain, at least one of them."""
+    std, group = group_spread(trajectories, part), trajectories.group
+    real = (group >= 0) & (trajectories.length > 0)
+    first = -segment_max(jnp.where(real, -trajectories.id, jnp.iinfo(jnp.int32).min + 1), group)
+    leads = real & (trajectories.id == first)
+    order = jnp.lexsort((trajectories.id, jnp.where(leads, -std, jnp.inf)))
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+    count = jnp.maximum(jnp.floor(share * jnp.sum(leads) + 1e-6), 1)
+    chosen = segment_max(jnp.where(leads & (rank < count), 1.0, 0.0), group) > 0
+    return dataclasses.replace(credit, keep=credit.keep & chosen[:, None])
+
+
+@piece(
+    "reward",
+    formula="keep_i = 1[lo ≤ mean_g(R) ≤ hi]",
+    source="PRIME, 2502.01456, sec. 3 (online prompt filter)",
+    repairs=("dead_groups",),
+)
+def accuracy_window(
+    credit: Credit,
+    trajectories: Trajectories,
+    *,
+    low: float = 0.2,
+    high: float = 0.8,
+    part: str | None = None,
+) -> Credit:
+    """Take prompts out of the batch that are too hard or too easy to teach anything."""
+    weight = episode_weight(trajectories)
+    mean = group_mean(recorded_return(trajectories, part), trajectories.group, weight)
+    inside = (mean >= low) & (mean <= high)
+    return dataclasses.replace(credit, keep=credit.keep & inside[:, None])

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from polopt.numerics import row_length
 from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -48,7 +49,8 @@ def generalised_advantage(
     writes="value",
     needs=("value",),
     formula="A_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γV_{t+1} − V_t",
-    source="1506.02438, eq. 16; PPO, 1707.06347, eq. 11",
+    source="1506.02438, eq. 16; PPO, 1707.06347, eq. 11; critic's own λ: VC-PPO, 2503.01491, eq. 8;"
+    " λ by length: VAPO, 2504.05118, eq. 6",
     repairs=("no_baseline", "sparse_credit"),
     differs=(
         "a truncated row ends in value 0, as in verl and tunix, unless `bootstrap` names a"
@@ -61,12 +63,24 @@ def gae(
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
+    critic_lam: float | None = None,
+    length_factor: float | None = None,
     bootstrap: Column | None = None,
 ) -> Credit:
-    """Credit from a critic; the target `returns = A + V` is left for the value loss."""
+    """Credit from a critic; the target `returns = A + V` is left for the value loss.
+
+    Args:
+      critic_lam: λ of the critic's target, if it is not the policy's; 1 is the plain return.
+      length_factor: λ = max(0, 1 − 1/(factor·L_i)) in place of `lam`: long rows look further.
+    """
     value, mask = trajectories.columns["value"], trajectories.action_mask
     last = jnp.zeros_like(value[:, 0]) if bootstrap is None else trajectories.columns[bootstrap]
+    if length_factor is not None:
+        lam = jnp.maximum(1 - 1 / (length_factor * jnp.maximum(row_length(mask), 1e-6)), 0)
     advantage = generalised_advantage(credit.reward, value, mask, last, gamma, lam)
-    returns = jnp.where(mask, advantage + value, 0)
+    target = advantage
+    if critic_lam is not None:
+        target = generalised_advantage(credit.reward, value, mask, last, gamma, critic_lam)
+    returns = jnp.where(mask, target + value, 0)
     targets = {**credit.targets, "returns": returns}
     return dataclasses.replace(credit, value=advantage, targets=targets)

@@ -28,7 +28,7 @@ from polopt.types import Credit, Trajectories
     reads="reward",
     needs=("logp_prm", "logp_ref"),
     formula="r_it = β·(l_prm − l_ref)",
-    source="PRIME, 2502.01456, eq. 3; its authors' code",
+    source="PRIME, 2502.01456; its authors' code",
     repairs=("sparse_credit",),
     differs=(
         "the paper rewards every token; its authors' code leaves the last one, whose credit is the"
@@ -52,7 +52,6 @@ def implicit_process_reward(
     formula="r_it / (max_jt |Σ_{s≥t} r_js| + ε)",
     source="PRIME's authors' code (batch norm)",
     repairs=("reward_swamping",),
-    invariant=(),
     differs=("over the whole rollout batch, where that code takes each worker's share of it",),
 )
 def largest_return_scale(
@@ -69,7 +68,7 @@ def largest_return_scale(
     "reward",
     reads="reward",
     formula="r_it·G/(G−1) − Σ_j mean_t(r_jt)/(G−1)",
-    source="PRIME, 2502.01456, eq. 5; its authors' code",
+    source="PRIME, 2502.01456; its authors' code",
     repairs=("no_baseline",),
     min_group=2,
     differs=(

@@ -21,8 +21,8 @@ from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
 
 _SOURCE = (
-    "`logp_sampler` is read unfiltered, with `log_keep` added: the blog samples without filters;"
-    " verl takes the student's log-probability at the start of the update (`logp_old`)"
+    "the sampler's probability is read unfiltered: the blog samples without filters;"
+    " verl recomputes the student's with the current policy"
 )
 
 
@@ -30,11 +30,7 @@ def _gap(
     trajectories: Trajectories, coefficient: Array, source: Column, bound: Array | None
 ) -> Array:
     """f32[N,T]: c·(l_T − l_source), the gap held in ±bound; zero outside the mask."""
-    if source == "logp_sampler":
-        student = trajectories.logp_sampler + trajectories.log_keep
-    else:
-        student = trajectories.columns[source]
-    gap = trajectories.columns["logp_teacher"] - student
+    gap = trajectories.columns["logp_teacher"] - trajectories.columns[source]
     if bound is not None:
         gap = jnp.clip(gap, -bound, bound)
     return jnp.where(trajectories.action_mask, coefficient * gap, 0)
@@ -45,7 +41,7 @@ def _gap(
     reads="reward",
     needs=("logp_teacher",),
     formula="r_it − c·(l − l_T)",
-    source="On-Policy Distillation, Thinking Machines 2025; MiniLLM, 2306.08543, eq. 2",
+    source="On-Policy Distillation, Thinking Machines 2025; MiniLLM, 2306.08543",
     repairs=("never_solved", "sparse_credit", "teacher_ceiling"),
     differs=(_SOURCE, "verl holds the gap in ±10 (`bound`)"),
 )
@@ -54,7 +50,7 @@ def teacher_reward(
     trajectories: Trajectories,
     *,
     coefficient: float = 1.0,
-    source: Column = "logp_sampler",
+    source: Column = "logp_behaviour",
     bound: float | None = None,
 ) -> Credit:
     """Pay for every token by how much likelier the teacher finds it; what it earned stays.
@@ -81,7 +77,7 @@ def teacher_credit(
     trajectories: Trajectories,
     *,
     coefficient: float = 1.0,
-    source: Column = "logp_sampler",
+    source: Column = "logp_behaviour",
     bound: float | None = None,
     baseline: Column | None = None,
 ) -> Credit:
@@ -104,7 +100,6 @@ def teacher_credit(
     formula="w_t·A_t,  w_t = 1 + g·(1 − Σ_{s<t}|A_s| / Σ_s|A_s|)",
     source="IW-OPD, 2606.22600; TRL's experimental trainer",
     repairs=("sparse_credit",),
-    invariant=(),
     differs=(
         "reads the credit in flight, of which the paper's l_T − l is one: after"
         " `teacher_credit()` it is the same",
@@ -123,17 +118,15 @@ def position_weight(credit: Credit, trajectories: Trajectories, *, gain: float =
     "reward",
     reads="reward",
     writes="value",
-    formula="A_it = (Σ_{s>t} γ^{s−t−1} r_is) / #{s > t}, 0 at the last token",
-    source="MiniLLM, 2306.08543, eq. 6 (length-normalised)",
+    formula="A_it = (Σ_{s>t} γ^{s−t} r_is) / #{s > t}, 0 at the last token",
+    source="MiniLLM, 2306.08543 (length normalisation)",
     repairs=("length_bias",),
     differs=(
         "the authors' code takes the token's own reward in, Σ_{s≥t} / #{s ≥ t}, and whitens;"
         " the paper leaves it to a term that is differentiated exactly",
     ),
 )
-def future_mean_return(
-    credit: Credit, trajectories: Trajectories, *, gamma: float = 1.0
-) -> Credit:
+def future_mean_return(credit: Credit, trajectories: Trajectories, *, gamma: float = 1.0) -> Credit:
     """The mean reward of the tokens still to come, so that long rows are not preferred."""
     mask = trajectories.action_mask
     reward = jnp.where(mask, credit.reward, 0)

@@ -40,7 +40,7 @@ class Tree(NamedTuple):
 
 def tree_of(trajectories: Trajectories) -> Tree:
     """The paths of a batch, from its column `node`. O(N·T) memory."""
-    node = trajectories.columns["node"].astype(int)
+    node = trajectories.columns["node"].astype(jnp.int32)
     rows, width = node.shape
     inside = trajectories.action_mask & (node >= 0)
     depth = jnp.where(inside, jnp.cumsum(run_starts(node, inside), axis=1) - 1, -1)
@@ -56,7 +56,7 @@ def tree_of(trajectories: Trajectories) -> Tree:
     "reward",
     needs=("node",),
     formula="a token of a node that m rows share counts 1/m in each of them",
-    source="tree policy optimisation; stated by no single paper",
+    source="bookkeeping of tree samples, of no single paper",
 )
 def share_tree_tokens(credit: Credit, trajectories: Trajectories) -> Credit:
     """Count a shared token once in denominators and token statistics, not once per row.
@@ -78,7 +78,7 @@ def share_tree_tokens(credit: Credit, trajectories: Trajectories) -> Credit:
     writes="value",
     needs=("node",),
     formula="A_it = mean of A_j over the rows j that share the token's node",
-    source="ARPO, 2507.19849, sec. 3.2 (hard advantage estimation)",
+    source="ARPO, 2507.19849 (hard advantage estimation)",
     repairs=("sparse_credit",),
     differs=("the authors train with the soft form, which is plain GRPO on the rows of the tree",),
 )
@@ -92,7 +92,9 @@ def shared_prefix_mean(credit: Credit, trajectories: Trajectories) -> Credit:
     )
     mean = group_mean(row_credit, tree.ids(), weight).reshape(tree.through.shape)
     own = credit.per_token()
-    return dataclasses.replace(credit, value=jnp.where(tree.depth < 0, own, tree.at_tokens(mean, 0)))
+    return dataclasses.replace(
+        credit, value=jnp.where(tree.depth < 0, own, tree.at_tokens(mean, 0))
+    )
 
 
 def bernoulli_spread(mean: Array, std: Array) -> Array:
@@ -115,7 +117,7 @@ def sibling_spread(mean: Array, std: Array) -> Array:
     writes="value",
     needs=("node",),
     formula="v_node = mean of its children's v, v_leaf = R;  A = (v − mean_siblings(v)) / (σ + ε)",
-    source="TreeRPO, 2506.05183, sec. 3",
+    source="TreeRPO, 2506.05183",
     repairs=("sparse_credit",),
     min_group=2,
     differs=(
@@ -149,7 +151,7 @@ def tree_backup(
         depth = deepest - step
         first = jnp.where(through[:, depth] < 0, rows, through[:, depth])
         parent = jnp.where(depth > 0, through[:, depth - 1], trajectories.group)
-        once = jnp.where(first == rows, weight, 0)
+        once = jnp.where((first == rows) & (parent >= 0), weight, 0)
         mean = group_mean(value, parent, once)
         spread = scale(mean, group_std(value, parent, once, 0))
         advantage = (centre(value, parent, once) / (spread + eps))[first]
@@ -210,7 +212,7 @@ def multi_level_group_mean(
     ids = tree.ids()
     size = segment_total(flat_own, ids).reshape(shape)
     centred = centre(flat_return, ids, flat_own).reshape(shape)
-    counted = size > 1
+    counted = size > 1.001  # rows of one episode weigh one, up to rounding
     if skip_equal:
         spread = group_std(flat_return, ids, flat_own, 0).reshape(shape)
         counted &= spread > 0

@@ -53,6 +53,8 @@ def _everywhere(x: Array, at: Array, turn: Array) -> Array:
 
 
 def _normalised(x: Array, ids: Array, weight: Array, eps: Array | None, ddof: int) -> Array:
+    """(x − mean) / (std + ε) over the members of each id, ε None for the mean alone; 0 at -1."""
+    weight = jnp.where(ids < 0, 0, weight)
     centred = centre(x, ids, weight)
     return centred if eps is None else centred / (group_std(x, ids, weight, ddof) + eps)
 
@@ -62,14 +64,15 @@ def _normalised(x: Array, ids: Array, weight: Array, eps: Array | None, ddof: in
     reads="reward",
     writes="value",
     formula="A_it = A_O,i + c·A_T,ik in turn k; A_O,i alone in the last turn",
-    source="MT-GRPO, 2505.11821, sec. 4; authors' code for two turns",
+    source="MT-GRPO, 2505.11821; its authors' code, for two turns",
     repairs=("sparse_credit",),
     min_group=2,
     differs=(
-        "the outcome is what is earned in the last turn; the authors score it on the whole text"
-        " and give a row without a tool result the norm of the sum, the same number here",
-        "any number of turns, as in re-implementations: a turn is compared with turn k of those"
+        "any number of turns, as in re-implementations: turn k is compared with turn k of those"
         " rows of its group that also go on after it",
+        "the outcome is what is earned in the last turn, so that a row of one turn brings all it"
+        " earned; the authors' code compares the sum of both rewards of a row that called no tool"
+        " with the sums of the others",
     ),
 )
 def per_turn_group_norm(
@@ -106,7 +109,6 @@ def per_turn_group_norm(
     formula="A_ik = (G_ik − mean_c(G)) / (std_c(G) + ε),  G_ik = Σ_{j≥k} γ^{j−k} r_ij",
     source="GiGPO, 2505.10978, eq. 5-7",
     repairs=("sparse_credit",),
-    min_group=2,
     differs=(
         "a step is a turn of its row, where the authors' code makes each step a row of its own",
         "the paper also leaves the standard deviation out (ε = None), which is the default of the"
@@ -128,7 +130,7 @@ def step_group_advantage(
     """
     turn = action_turn(trajectories)
     starts = turn_starts(turn)
-    anchor = jnp.where(starts, trajectories.columns["anchor"].astype(int), -1)
+    anchor = jnp.where(starts, trajectories.columns["anchor"].astype(jnp.int32), -1)
     group = jnp.broadcast_to(trajectories.group[:, None], turn.shape)
     returns = suffix_sum(turn_total(credit.reward, turn), gamma, starts)
     counted = trajectories.scored[:, None] & starts
@@ -149,7 +151,8 @@ def _last_value(trajectories: Trajectories, bootstrap: Column | None) -> Array:
     reads="reward",
     writes="value",
     needs=("value",),
-    formula="A_k = Σ_j (γλ)^j δ_{k+j},  δ_k = r_k + γV_{k+1} − V_k, V_k before the turn's first token",
+    formula="A_k = Σ_j (γλ)^j δ_{k+j},  δ_k = r_k + γV_{k+1} − V_k, V_k read"
+    " before the turn's first token",
     source="Turn-PPO, 2512.17008 (turns as actions; γ, λ from summaries of it)",
     repairs=("sparse_credit", "no_baseline"),
     differs=(

@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from polopt.errors import PoloptError
-from polopt.rollout import episodes
-from polopt.rollout.rows import BUCKET, LABELS, NO_LABEL, Row, Sampler, Segment, begin, record
+from polopt.rollout import branches, episodes
+from polopt.rollout.blocks import Block, highest, passed
+from polopt.rollout.measure import outcome
+from polopt.rollout.pool import VALUE, Pool, learn, pick
+from polopt.rollout.rows import BUCKET, Row, Sampler, begin, record, whole_turn
 from polopt.tasks.score import SINGLE, score_all
 from polopt.tasks.task import Example, Task
-from polopt.trajectory.sampling import Sampling
-from polopt.types import Stop, Trajectories
+from polopt.trajectory.sampling import Branch, Sampling
+from polopt.types import Trajectories
+
+OTHER = -1  # the version of tokens that the policy did not draw, or not alone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writers:
+    """Who writes the completions of a rollout; parameters are bound."""
+
+    policy: Sampler
+    other: Sampler | None = None  # stands in on a share of the prompts
+    companion: Sampler | None = None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -42,6 +58,7 @@ class Rollout:
     cursor: Cursor
     rounds: int
     seconds: dict[str, float]
+    pool: Pool  # what is remembered of the prompts, this batch included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +71,24 @@ class Collector:
     max_new_tokens: int
     max_length: int
     temperature: float
+    seed: int = 0  # of the choice among prompts, where there is one
+
+    def __post_init__(self) -> None:
+        branch, environment = self.sampling.branch, self.task.environment
+        if branch and (branch.depth is None) == (environment is None):
+            has = (
+                "no environment: its trees take Branch(depth=)"
+                if environment is None
+                else "an environment: segments of its trees are turns, Branch(uncertain=)"
+            )
+            raise PoloptError(f"the task {self.task.name} has {has}")
 
     @property
     def turn_tokens(self) -> int:
         """Most tokens that one call of the sampler may write."""
-        environment = self.task.environment
+        environment, branch = self.task.environment, self.sampling.branch
+        if branch and branch.depth:
+            return branches.segment_tokens(branch, self.max_new_tokens)
         most = self.max_new_tokens
         return min(most, environment.turn_tokens) if environment else most
 
@@ -67,6 +97,16 @@ class Collector:
         """Tokens that end a turn, besides the end of sequence."""
         environment = self.task.environment
         return episodes.stop_ids(environment, self.tokenizer) if environment else ()
+
+    @property
+    def entropy(self) -> bool:
+        """Whether the sampler records the entropy of its draws."""
+        return self.sampling.branch is not None and self.sampling.branch.uncertain is not None
+
+    @property
+    def repeated(self) -> bool:
+        """Whether rows come from several calls of the sampler, one after another."""
+        return self.task.environment is not None or self.sampling.branch is not None
 
     @property
     def room(self) -> int:
@@ -98,48 +138,55 @@ class Collector:
 
     def _prompt_room(self) -> int:
         # A turn is sampled with all of its room, however little of it a row has left.
-        last = self.turn_tokens if self.task.environment else 0
+        last = self.turn_tokens if self.repeated else 0
         return self.max_length - self.room - last
 
     def _taken(self) -> str:
         """What of the context is not for prompts."""
-        if self.task.environment is None:
-            return f"max_new_tokens={self.max_new_tokens}"
-        return (
-            f"{self.room} for an episode (max_new_tokens={self.max_new_tokens} and observations) "
-            f"and {self.turn_tokens} for its last turn"
-        )
+        taken = f"max_new_tokens={self.max_new_tokens}"
+        if self.task.environment is not None:
+            taken += f", {self.room - self.max_new_tokens} for observations"
+        return taken + f" and {self.turn_tokens} for a last turn" * self.repeated
 
     def collect(
-        self, sample: Sampler, greedy: Sampler | None, prompts: int, cursor: Cursor
+        self, writers: Writers, prompts: int, cursor: Cursor, pool: Pool | None = None
     ) -> Rollout:
-        """Sample `prompts` groups, again and again if the sampling spec wants a refill."""
-        refill = self.sampling.refill
+        """Sample `prompts` groups, again and again if the sampling spec wants a refill.
+
+        Args:
+          writers: those that the sampling spec asks for.
+          prompts: groups of the batch.
+          cursor: where the run stands.
+          pool: what is remembered of the prompts (`new_pool`), if the spec remembers any.
+        """
+        refill, keep = self.sampling.refill, self.sampling.keep
+        drawn = math.ceil(prompts / keep.fraction) if keep else prompts
+        pool = pool or {}
         seconds = {"sample": 0.0, "reward": 0.0}
-        kept: list[_Block] = []
-        rejected: list[_Block] = []
+        kept: list[Block] = []
+        rejected: list[Block] = []
         rounds = 0
         while True:
             missing = prompts - sum(block.groups for block in kept)
             if missing <= 0 or (refill and rounds == refill.max_rounds):
                 break
             # The whole batch is drawn in every round: one compiled shape.
-            block = self._block(sample, greedy, prompts, cursor, seconds)
-            cursor = Cursor(prompt=cursor.prompt + prompts, row=cursor.row + block.rows)
+            block, pool = self._block(writers, drawn, cursor, pool, seconds)
+            cursor = Cursor(prompt=cursor.prompt + drawn, row=cursor.row + block.rows)
             rounds += 1
             if refill is None:
-                kept.append(block)
+                kept.append(block.select(highest(keep.by, block, prompts)) if keep else block)
                 continue
-            passed = _passed(refill.by, block)
-            kept.append(block.select(passed))
-            rejected.append(block.select(~passed))
+            good = passed(refill.by, block)
+            kept.append(block.select(good))
+            rejected.append(block.select(~good))
         if refill and refill.short == "error" and missing > 0:
             raise PoloptError(
                 f"after {rounds} rounds of sampling {missing} of {prompts} groups "
                 "still fail the refill's test"
             )
         # Groups that failed fill the batch up; a filter on the reward side gives them no weight.
-        batch = _Block.join([*kept, *rejected]).first(prompts)
+        batch = Block.join([*kept, *rejected]).first(prompts)
         return Rollout(
             trajectories=batch.trajectories,
             examples=batch.examples,
@@ -147,49 +194,139 @@ class Collector:
             cursor=cursor,
             rounds=rounds,
             seconds=seconds,
+            pool=pool,
         )
 
     def _block(
         self,
-        sample: Sampler,
-        greedy: Sampler | None,
+        writers: Writers,
         prompts: int,
         cursor: Cursor,
+        pool: Pool,
         seconds: dict[str, float],
-    ) -> _Block:
-        G = self.sampling.group_size
-        examples = [self.task.train(cursor.prompt + i) for i in range(prompts)]
-        tokens, lengths = self.prompts(examples)
+    ) -> tuple[Block, Pool]:
+        sampling, G = self.sampling, self.sampling.group_size
+        examples = self._examples(prompts, cursor, pool)
         ids = (cursor.row + np.arange(prompts * G, dtype=np.int32)).reshape(prompts, G)
+        others = self._others(prompts, cursor)
         start = time.perf_counter()
-        rows = self.draw(sample, examples, ids)
-        best = self.draw(greedy, examples, ids[:, :1]) if greedy else None
+        rows = self._draw_all(writers, examples, ids, others)
+        beside = self._beside(writers, examples, cursor, pool)
         middle = time.perf_counter()
         trajectories, completions = self.write(rows)
+        shared = sampling.mixture is not None and sampling.mixture.alpha > 0
+        foreign = (others | shared).repeat(G)[:, None]
+        version = np.where(foreign, OTHER, trajectories.version)
         trajectories = dataclasses.replace(
-            trajectories, group=np.repeat(np.arange(prompts, dtype=np.int32), G)
+            trajectories,
+            group=np.repeat(np.arange(prompts, dtype=np.int32), G),
+            version=version,
         )
-        if best is not None:
-            companion, _ = self.write(best)
-            total = sum(part.sum(1) for part in companion.reward_parts.values())
-            columns = {"greedy_return": np.repeat(total, G).astype(np.float32)}
-            columns = {**trajectories.columns, **columns}
+        if sampling.prioritise:
+            pool = learn(sampling.prioritise, pool, trajectories)
+        if sampling.companion:
+            value, pool = self._reduced(beside, examples, pool)
+            columns = {**trajectories.columns, sampling.companion.column: np.repeat(value, G)}
             trajectories = dataclasses.replace(trajectories, columns=columns)
         seconds["sample"] += middle - start
         seconds["reward"] += time.perf_counter() - middle
-        return _Block(trajectories, [row.example for row in rows], completions, G)
+        return Block(trajectories, [row.example for row in rows], completions, G), pool
 
-    def draw(self, sample: Sampler, examples: Sequence[Example], ids: np.ndarray) -> list[Row]:
-        """What the policy makes of P examples: N = P*G rows with `ids i32[P,G]`, neighbours."""
+    def _examples(self, prompts: int, cursor: Cursor, pool: Pool) -> list[Example]:
+        """The problems of a block: the next ones, or those that the spec prefers."""
+        chosen = cursor.prompt + np.arange(prompts)
+        if self.sampling.prioritise:
+            chosen = pick(self.sampling.prioritise, pool, prompts, (self.seed, cursor.prompt))
+        return [self.task.train(int(i)) for i in chosen]
+
+    def _others(self, prompts: int, cursor: Cursor) -> np.ndarray:
+        """bool[P]: the prompts of a block on which another model stands in for the policy."""
+        mixture = self.sampling.mixture
+        count = round(prompts * mixture.share) if mixture else 0
+        place = np.random.default_rng((self.seed, cursor.prompt, 1)).permutation(prompts)
+        return place < count
+
+    def _draw_all(
+        self, writers: Writers, examples: list[Example], ids: np.ndarray, others: np.ndarray
+    ) -> list[Row]:
+        """The rows of a block in the order of its prompts, each from the model whose turn it is."""
+        found: dict[int, Row] = {}
+        for writer, chosen in ((writers.policy, ~others), (writers.other, others)):
+            if chosen.any():
+                assert writer is not None
+                own = [examples[i] for i in np.flatnonzero(chosen)]
+                found |= {row.id: row for row in self.draw(writer, own, ids[chosen], fork=True)}
+        return [found[int(i)] for i in ids.reshape(-1)]
+
+    def _beside(
+        self, writers: Writers, examples: list[Example], cursor: Cursor, pool: Pool
+    ) -> list[Row]:
+        """The companion completions of a block; none if all their prompts are remembered."""
+        spec, index = self.sampling.companion, np.array([e.index for e in examples])
+        if spec is None or (spec.cache and not np.isnan(pool[VALUE][index]).any()):
+            return []
+        assert writers.companion is not None
+        # A reference's draws belong to the prompt, the policy's to its place in the stream.
+        first = index if spec.policy == "reference" else cursor.prompt + np.arange(len(examples))
+        ids = first[:, None] * spec.samples + np.arange(spec.samples)
+        return self.draw(writers.companion, examples, ids.astype(np.int32))
+
+    def _reduced(
+        self, beside: list[Row], examples: list[Example], pool: Pool
+    ) -> tuple[np.ndarray, Pool]:
+        """f32[P]: what the companion completions come to, and the pool that remembers it."""
+        spec, index = self.sampling.companion, np.array([e.index for e in examples])
+        assert spec is not None
+        if not beside:
+            return pool[VALUE][index], pool
+        returns = outcome(self.write(beside)[0]).reshape(len(examples), -1)
+        value = np.asarray(spec.reduce(returns), np.float32)
+        if value.shape != index.shape:
+            raise PoloptError(
+                f"companion: reduce gave shape {value.shape} for returns of shape "
+                f"{returns.shape}; give one number per prompt"
+            )
+        if spec.cache:
+            known = pool[VALUE].copy()
+            known[index] = value
+            pool = {**pool, VALUE: known}
+        return value, pool
+
+    def draw(
+        self, sample: Sampler, examples: Sequence[Example], ids: np.ndarray, *, fork: bool = False
+    ) -> list[Row]:
+        """What the policy makes of P examples: N = P*G rows with `ids i32[P,G]`, neighbours.
+
+        With `fork` each group is drawn as the tree that the sampling spec asks for, if it does.
+        """
         tokens, lengths = self.prompts(examples)
         rows = begin(examples, tokens, lengths, ids)
+        branch = self.sampling.branch
+        if branch and (fork or branch.depth):
+            chosen = branch if fork else branch.straight(ids.shape[1])
+            return self._trees(sample, rows, ids.shape[1], chosen)
         if self.task.environment is not None:
             return episodes.play(sample, rows, (tokens, lengths), self.rules)
         generated = jax.device_get(sample(tokens, lengths, ids))
-        return [
-            row.add(Segment.sampled(generated, n, self.room, 0), Stop(int(generated.stop[n])))
-            for n, row in enumerate(rows)
-        ]
+        return [whole_turn(row, generated, n) for n, row in enumerate(rows)]
+
+    def _trees(
+        self, sample: Sampler, rows: list[Row], group_size: int, branch: Branch
+    ) -> list[Row]:
+        if branch.depth is None:
+            take = functools.partial(episodes.take_turn, rules=self.rules)
+            places = [episodes.open_episode(row, self.rules) for row in rows]
+        else:
+            take = branches.take_segment(self.max_new_tokens, branch.depth)
+            places = [episodes.Episode(row=row, state=None) for row in rows]
+        groups = [places[i : i + group_size] for i in range(0, len(places), group_size)]
+        log_vocab = math.log(self.tokenizer.vocab_size)
+        return branches.grow(sample, groups, take, branch, self._widest, log_vocab)
+
+    @property
+    def _widest(self) -> int:
+        """The longest context that leaves a call its tokens."""
+        return self.max_length - self.turn_tokens
 
     @functools.cached_property
     def rules(self) -> episodes.Rules:
@@ -201,11 +338,15 @@ class Collector:
             task=self.task.name,
             max_new_tokens=self.max_new_tokens,
             room=self.room,
-            widest=self.max_length - self.turn_tokens,
+            widest=self._widest,
         )
 
     def write(self, rows: Sequence[Row]) -> tuple[Trajectories, list[str]]:
-        """Trajectories of rows, each a group of its own, and their texts; the outcome is judged."""
+        """Trajectories of rows, each a group of its own, with their outcome; and texts to read.
+
+        The outcome is judged on all that follows the prompt; what people read of it marks
+        observations, as in ``15 - 43 = -⟨28⟩``.
+        """
         texts = [self.tokenizer.decode(row.after.tolist()) for row in rows]
         scores = score_all(self.task.reward, texts, [row.example for row in rows])
         widest = max(len(row.prompt) for row in rows)
@@ -221,77 +362,9 @@ class Collector:
             scored=scores.scored,
             endless=self.task.size is None,
         )
-        return trajectories, texts
+        return trajectories, [self._shown(row) for row in rows] if environment else texts
 
-
-def _passed(test: Callable, block: _Block) -> np.ndarray:
-    passed = np.asarray(test(block.trajectories), bool)
-    groups = passed.reshape(-1, block.size)
-    if (groups.any(1) != groups.all(1)).any():
-        raise PoloptError(
-            "the refill's test passes a part of a group: give True or False on all rows of a "
-            "group alike"
-        )
-    return passed
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """Whole groups of `size` neighbouring rows."""
-
-    trajectories: Trajectories
-    examples: list[Example]
-    completions: list[str]
-    size: int
-
-    @property
-    def rows(self) -> int:
-        return len(self.examples)
-
-    @property
-    def groups(self) -> int:
-        return self.rows // self.size
-
-    def select(self, rows: np.ndarray) -> _Block:
-        chosen = np.flatnonzero(rows)
-        taken = jax.tree.map(lambda x: x[chosen], self.trajectories)
-        own = np.arange(len(chosen), dtype=np.int32)
-        taken = dataclasses.replace(taken, group=own // self.size, episode=own)
-        return _Block(
-            taken,
-            [self.examples[i] for i in chosen],
-            [self.completions[i] for i in chosen],
-            self.size,
-        )
-
-    def first(self, groups: int) -> _Block:
-        return self.select(np.arange(self.rows) < groups * self.size)
-
-    @staticmethod
-    def join(blocks: list[_Block]) -> _Block:
-        T = max(block.trajectories.tokens.shape[1] for block in blocks)
-        names = {name: None for block in blocks for name in block.trajectories.reward_parts}
-
-        def widen(x: np.ndarray, fill: int = 0) -> np.ndarray:
-            if x.ndim < 2:
-                return x
-            return np.pad(x, ((0, 0), (0, T - x.shape[1])), constant_values=fill)
-
-        def wide(x: Trajectories) -> Trajectories:
-            absent = np.zeros(x.tokens.shape, np.float32)
-            parts = {name: x.reward_parts.get(name, absent) for name in names}
-            made = jax.tree.map(widen, dataclasses.replace(x, reward_parts=parts))
-            labels = {k: widen(v, NO_LABEL) for k, v in x.columns.items() if k in LABELS}
-            columns = {**made.columns, **labels}
-            return dataclasses.replace(made, turn=widen(x.turn, -1), columns=columns)
-
-        joined = jax.tree.map(
-            lambda *xs: np.concatenate(xs), *(wide(block.trajectories) for block in blocks)
-        )
-        block = _Block(
-            joined,
-            [e for b in blocks for e in b.examples],
-            [c for b in blocks for c in b.completions],
-            blocks[0].size,
-        )
-        return block.select(np.ones(block.rows, bool))
+    def _shown(self, row: Row) -> str:
+        texts = (self.tokenizer.decode(part.tokens.tolist()) for part in row.segments)
+        marked = zip(row.segments, texts, strict=True)
+        return "".join(text if part.turn >= 0 else f"⟨{text}⟩" for part, text in marked)

@@ -66,6 +66,7 @@ class Drawn(NamedTuple):
     token: Array  # i32[N]
     logp_sampler: Array  # f32[N] under the filtered distribution that it was drawn from
     log_keep: Array  # f32[N] log of the mass that the filters kept
+    entropy: Array | None = None  # f32[N], where asked for
 
 
 def row_keys(key: Array, ids: Array) -> Array:
@@ -114,6 +115,13 @@ def draw(
     else:
         log_keep = log_mass + top - jax.nn.logsumexp(logits, -1)
     return Drawn(token, relative - log_mass, log_keep)
+
+
+def entropy_of(logits: Array, decoding: Decoding) -> Array:
+    """f32[N]: the entropy in nats of `logits f32[N,V]`, tempered and unfiltered."""
+    temperature = jnp.broadcast_to(jnp.asarray(decoding.temperature, jnp.float32), logits.shape[:1])
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature[:, None])
+    return -jnp.sum(jnp.exp(logp) * logp, -1)
 
 
 def filter_weights(weights: Array, decoding: Decoding) -> Array:

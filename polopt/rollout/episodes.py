@@ -138,14 +138,12 @@ def stable_hash(label: str) -> int:
     """31 bits that are the same in every process.
 
     >>> stable_hash("15 - 43 | ")
-    0
+    179982908
     """
     return int.from_bytes(hashlib.sha256(label.encode()).digest()[:4], "big") >> 1
 
 
-def _asked(
-    function: Callable[..., Any], row: Row, turn: int, rules: Rules, *arguments: Any
-) -> Any:
+def _asked(function: Callable[..., Any], row: Row, turn: int, rules: Rules, *arguments: Any) -> Any:
     """What the environment says; what it raises becomes one line."""
     try:
         return function(*arguments)

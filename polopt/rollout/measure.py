@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from polopt.tasks.score import SINGLE
 from polopt.types import Array, Trajectories, truncated
 
 _ROUNDING = 1e-6  # float32 parts of 0.1, 0.2 and 0.7 do not quite make 1
@@ -21,9 +22,10 @@ def _total(part: Array) -> np.ndarray:
 
 
 def correct(trajectories: Trajectories) -> np.ndarray:
-    """bool[N]: the row's `correct` component, or its whole reward if there is none, reaches 1."""
+    """bool[N]: the component `correct`, or else `score`, or else the whole reward reaches 1."""
     parts = trajectories.reward_parts
-    judged = _total(parts["correct"]) if "correct" in parts else outcome(trajectories)
+    named = next((parts[name] for name in ("correct", SINGLE) if name in parts), None)
+    judged = outcome(trajectories) if named is None else _total(named)
     return trajectories.scored & (judged >= 1 - _ROUNDING)
 
 

@@ -19,6 +19,7 @@ from polopt.types import Stop, Trajectories
 
 BUCKET = 16  # prompts are padded to a multiple, so that few shapes are ever compiled
 NO_LABEL = -1
+AT_PROMPT = 0  # label of the one state that a row without an environment acts in
 LABELS = ("anchor", "node")  # columns that a segment may bring
 
 
@@ -36,7 +37,9 @@ class Sampler(Protocol):
         ids: np.ndarray,
         offset: np.ndarray | None = None,
         /,
-    ) -> Generated: ...
+    ) -> Generated:
+        """The next tokens of every row."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +113,12 @@ def begin(
         for example, prompt, length, members in zip(examples, tokens, lengths, ids, strict=True)
         for i in members
     ]
+
+
+def whole_turn(row: Row, generated: Generated, n: int) -> Row:
+    """The row with all that row n of a call wrote."""
+    turn = Segment.sampled(generated, n, generated.tokens.shape[1], 0, anchor=AT_PROMPT)
+    return row.add(turn, Stop(int(generated.stop[n])))
 
 
 def resume(sample: Sampler, rows: Sequence[Row | None], widest: int) -> Generated:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from polopt.errors import PoloptError
 from polopt.models import Cache, LanguageModel, MixedModel, Params, grow_cache
-from polopt.rollout.draw import Decoding, Drawn, draw, row_keys, uniform_at
+from polopt.rollout.draw import Decoding, Drawn, draw, entropy_of, row_keys, uniform_at
 from polopt.types import Array, Stop, record
 
 
@@ -28,6 +28,7 @@ class Generated:
     logp_sampler: Array  # f32[N,C] under the filtered distribution that was drawn from
     log_keep: Array  # f32[N,C] log of the mass that filters kept; the sum is unfiltered
     stop: Array  # i32[N] Stop.EOS, STOP_TOKEN or LENGTH; NONE where the prompt is padding
+    entropy: Array | None = None  # f32[N,C] of what was drawn from, unfiltered; where asked for
 
 
 class _State(NamedTuple):
@@ -47,6 +48,7 @@ class _State(NamedTuple):
         "stop_ids",
         "allowed_vocab",
         "grow_at",
+        "entropy",
     ),
 )
 def generate(
@@ -65,6 +67,7 @@ def generate(
     allowed_vocab: int | None = None,
     grow_at: tuple[int, ...] = (),
     offset: Array | int = 0,
+    entropy: bool = False,
 ) -> Generated:
     """Complete every prompt `group_size` times.
 
@@ -90,6 +93,7 @@ def generate(
         reading room that is still empty and compiles the token step once more.
       offset: i32[N], the position of each row's first token: what it wrote in earlier calls whose
         tokens are part of the prompt now, so that no random number is used twice.
+      entropy: record the entropy of every draw as well.
 
     Returns:
       Generated.
@@ -104,7 +108,9 @@ def generate(
 
     def choose(hidden: jax.Array, step: jax.Array) -> Drawn:
         logits = model.logits(params, hidden)
-        return draw(logits, uniform_at(keys, offset + step), decoding, allowed_vocab=allowed_vocab)
+        uniform = uniform_at(keys, offset + step)
+        drawn = draw(logits, uniform, decoding, allowed_vocab=allowed_vocab)
+        return drawn._replace(entropy=entropy_of(logits, decoding)) if entropy else drawn
 
     def advance(state: _State) -> _State:
         cache, hidden = model.decode(params, prompt, state.cache, state.token, state.step - 1)
@@ -114,7 +120,8 @@ def generate(
     prompt, hidden = model.prefill(params, prompts, prompt_lengths)
     hidden = jax.tree.map(lambda state: jnp.repeat(state, group_size, 0), hidden)
     first = choose(hidden, jnp.int32(0))
-    state = _start(model.empty_cache(N, 0), jnp.repeat(prompt_lengths > 0, group_size), C)
+    running = jnp.repeat(prompt_lengths > 0, group_size)
+    state = _start(model.empty_cache(N, 0), running, C, entropy)
     state = _append(state, first, eos_ids, stop_ids)
     for room in (*grow_at, C):
         state = state._replace(cache=grow_cache(state.cache, room))
@@ -149,6 +156,7 @@ def _append(
         logp_sampler=write(out.logp_sampler, drawn.logp_sampler),
         log_keep=write(out.log_keep, drawn.log_keep),
         stop=reason,
+        entropy=None if out.entropy is None else write(out.entropy, drawn.entropy),
     )
     running = running & (reason == Stop.NONE)
     return _State(state.step + 1, token, running, state.cache, out)
@@ -158,7 +166,7 @@ def _is_one_of(token: Array, ids: tuple[int, ...]) -> Array:
     return (token[:, None] == jnp.array(ids, jnp.int32)[None]).any(-1)
 
 
-def _start(cache: Cache, running: Array, C: int) -> _State:
+def _start(cache: Cache, running: Array, C: int, entropy: bool) -> _State:
     N = running.shape[0]
     out = Generated(
         tokens=jnp.zeros((N, C), jnp.int32),
@@ -166,6 +174,7 @@ def _start(cache: Cache, running: Array, C: int) -> _State:
         logp_sampler=jnp.zeros((N, C)),
         log_keep=jnp.zeros((N, C)),
         stop=jnp.full(N, Stop.NONE, jnp.int32),
+        entropy=jnp.zeros((N, C)) if entropy else None,
     )
     return _State(jnp.int32(0), jnp.zeros(N, jnp.int32), running, cache, out)
 
@@ -185,7 +194,11 @@ def _check_rows(prompts: Array, prompt_lengths: Array, ids: Array, group_size: i
 
 
 def _check_lengths(
-    model: LanguageModel | MixedModel, S: int, C: int, grow_at: tuple[int, ...], allowed_vocab: int | None
+    model: LanguageModel | MixedModel,
+    S: int,
+    C: int,
+    grow_at: tuple[int, ...],
+    allowed_vocab: int | None,
 ) -> None:
     longest, V = model.config.max_length, model.config.vocab_size
     if not 1 <= C <= longest - S:

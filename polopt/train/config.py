@@ -36,7 +36,11 @@ class TrainConfig:
     reward: str | None = None
     """Your own reward function, as file.py:name or module:name."""
     model: str = "base"
-    """The model to start from: base (ships with polopt) or the folder of a run."""
+    """The model to start from: base (ships with polopt) or the folder of a model or a run."""
+    teacher: str | None = None
+    """The model to learn from, for methods that distil: base or the folder of a model or a run."""
+    problems: int | None = None
+    """Train on so many different problems, again and again (None: on all there are)."""
 
     steps: int = 40
     """Training steps; each is a rollout followed by its update."""
@@ -163,6 +167,8 @@ class SampleConfig:
 class PretrainConfig:
     """Train a small model from nothing, by supervision on a task's worked solutions.
 
+    All of them have one tokenizer, so that one can be the teacher of another.
+
     Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
     """
 
@@ -172,6 +178,10 @@ class PretrainConfig:
     """Family of problems; its worked solutions must be known (chain_sum)."""
     task_args: tuple[str, ...] = ()
     """Settings of the task, as name=value."""
+    layers: int = 4
+    """Layers of the decoder."""
+    width: int = 128
+    """Its hidden size, a multiple of 32, the size of a head."""
     steps: int = 2400
     """Optimiser steps."""
     batch: int = 64
@@ -193,6 +203,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "algorithm",
             "task",
             "model",
+            "teacher",
             "data",
             "reward",
             "run",
@@ -214,6 +225,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "problems",
             "samples",
             "batch",
+            "layers",
         )
     },
     **{
@@ -225,6 +237,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "checkpoint_every",
         )
     },
+    "width": ("a multiple of 32, at least 32", lambda v: v >= 32 and v % 32 == 0),
     "learning_rate": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
     "weight_decay": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
     "max_grad_norm": ("above 0 and finite", lambda v: 0 < v < math.inf),

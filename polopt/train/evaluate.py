@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from polopt.rollout.collect import Collector, Rollout, Sampler
+from polopt.rollout.collect import Collector, Rollout
 from polopt.rollout.measure import correct, outcome
+from polopt.rollout.rows import Sampler
 from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
@@ -53,14 +54,8 @@ def complete_all(
     collector: Collector, sample: Sampler, problems: Sequence[Example], samples: int
 ) -> tuple[Trajectories, list[str]]:
     """`samples` completions of every problem, verified."""
-    tokens, lengths = collector.prompts(problems)
-    P = len(problems)
-    ids = np.arange(P * samples, dtype=np.int32).reshape(P, samples)
-    generated = jax.device_get(sample(tokens, lengths, ids))
-    rows = [problem for problem in problems for _ in range(samples)]
-    return collector.write(
-        rows, np.repeat(tokens, samples, 0), np.repeat(lengths, samples), generated, ids.reshape(-1)
-    )
+    ids = np.arange(len(problems) * samples, dtype=np.int32).reshape(-1, samples)
+    return collector.write(collector.draw(sample, problems, ids))
 
 
 def views(rollout: Rollout, rows: Sequence[int]) -> list[SampleView]:
@@ -99,11 +94,20 @@ def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[Sam
     room = config.max_new_tokens or 32
     sampling = Sampling(group_size=config.samples)
     collector = collector_of(policy, task, sampling, room, config.temperature or 1.0)
-    sample = functools.partial(
-        completer(policy, decoding_of(config), room), policy.params, jax.random.key(config.seed)
-    )
+    compiled = completer(policy, decoding_of(config), collector)
+    sample = _undealt(compiled, policy.params, jax.random.key(config.seed))
     problems = task.held_out[: config.problems]
     trajectories, completions = complete_all(collector, sample, problems, config.samples)
     rows = [problem for problem in problems for _ in range(config.samples)]
     flat = _views(trajectories, rows, completions, range(len(rows)))
     return [flat[i : i + config.samples] for i in range(0, len(flat), config.samples)]
+
+
+def _undealt(compiled: Callable[..., Any], params: Any, key: Any) -> Sampler:
+    """The sampler of one device."""
+
+    def sample(prompts: Any, lengths: Any, ids: Any, offset: Any = None, /) -> Any:
+        offset = np.zeros_like(ids) if offset is None else offset
+        return compiled(params, key, prompts, lengths, ids, offset)
+
+    return sample

@@ -15,38 +15,44 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from polopt.algorithm import Algorithm, init, needs, pieces, single_step, wants
+from polopt.algorithm import Algorithm, init, single_step
+from polopt.columns import name_of
 from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
-from polopt.models import ValueModel
-from polopt.rollout.collect import Cursor, Rollout
-from polopt.rollout.draw import Decoding
+from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
+from polopt.rollout.pool import new_pool
+from polopt.rollout.recall import drift, no_responses, recalled, remember
 from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
+from polopt.train.models import DRIFT, first_params, roles
 from polopt.train.parallel import Parallel, choose
 from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rows import assign_steps, pad_rows, round_up
 from polopt.train.setup import (
     Policy,
     collector_of,
-    completer,
     decoding_of,
     load_policy,
     make_optimizer,
+    pool_of,
     reset,
     resolve,
     scale,
     task_of,
+    teacher_of,
     versions,
 )
 from polopt.train.sinks import Fanout, Sink, Summary
+from polopt.train.state import Progress, restore, save
 from polopt.train.stop import StopRequest, stop_on_signals
-from polopt.train.update import TrainState, init_state, make_scorer, make_update
+from polopt.train.update import Params, TrainState, init_state, make_scorer, make_update
+from polopt.train.writers import make_samplers
 from polopt.types import Info, Trajectories, info_values, merge_info
 
 MAX_SKIPPED = 10  # training steps in a row without one finite gradient
@@ -58,6 +64,7 @@ def train(
     *,
     algorithm: Algorithm | Callable[..., Algorithm],
     policy: Policy | None = None,
+    teacher: Policy | None = None,
     task: Task | None = None,
     sinks: Sequence[Sink] = (),
 ) -> Summary:
@@ -66,7 +73,8 @@ def train(
     Args:
       config: of the run; what it leaves open the method decides.
       algorithm: the method, or its factory, which is then scaled to the run (`setup.scale`).
-      policy, task: instead of those that `config` names; give the same ones to resume the run.
+      policy, teacher, task: instead of those that `config` names; give the same ones to resume
+        the run.
       sinks: where events go besides the run folder.
 
     Raises:
@@ -76,37 +84,13 @@ def train(
     config = resolve(config, alg)
     parallel = choose(config.parallel, config.devices)
     policy = policy or load_policy(config.model)
-    _check_columns(alg)
+    teacher = teacher_of(alg, config, policy, teacher)
     with contextlib.ExitStack() as held:
-        task = task or held.enter_context(task_of(config))
+        task = pool_of(task or held.enter_context(task_of(config)), alg, config)
         record = held.enter_context(open_record(config))
         stop = held.enter_context(stop_on_signals())
-        run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]))
+        run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]), teacher)
         return run.go(stop)
-
-
-def _check_columns(alg: Algorithm) -> None:
-    made = {"logp_old", "logp_sampler", "log_keep", "logp_ref", "value"}
-    made |= {"greedy_return"} if alg.sampling.companion == "greedy" else set()
-    missing = sorted(set(needs(alg)) - made)
-    if missing:
-        raise PoloptError(
-            f"{alg.name or 'the algorithm'} needs the column {missing[0]!r}, which "
-            "this loop cannot make: score it yourself and call polopt.prepare"
-        )
-
-
-@dataclasses.dataclass
-class Progress:
-    """What moves from step to step."""
-
-    state: TrainState
-    cursor: Cursor
-    step: int = 0  # training steps done: rollouts with their update
-    saved: int = -1  # step of the newest checkpoint
-    barren: int = 0  # steps in a row that were skipped whole
-    first: Mapping[str, float] | None = None
-    last: Mapping[str, float] | None = None
 
 
 class Run:
@@ -121,6 +105,7 @@ class Run:
         task: Task,
         record: Record,
         sink: Fanout,
+        teacher: Policy | None = None,
     ) -> None:
         """Compile nothing yet; see `train`. `config` is resolved."""
         assert config.prompts is not None
@@ -129,34 +114,39 @@ class Run:
         self.config, self.alg, self.policy, self.parallel = config, alg, policy, parallel
         self.task, self.record, self.sink = task, record, sink
         self.started = time.perf_counter()
-        self.modules: dict[str, Any] = {"policy": policy.model}
-        if "value" in (*wants(alg), *needs(alg)):
-            self.modules["critic"] = ValueModel(policy.model.config, policy.model.compute_dtype)
+        self.roles = roles(alg, policy.model, teacher.model if teacher else None)
+        self.teacher, self.given = teacher, {}
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
         groups = -(-self.prompts // alg.update.minibatches)
         self.micro, self.width = _split(
             groups * self.group_size, config.micro_batch, parallel.devices
         )
-        update = make_update(
-            alg, self.modules, self.optimizer, micro_batch=self.micro, axis=parallel.axis
+        read = self.roles.chosen(self.roles.update)
+        self.update = parallel.step(
+            make_update(alg, read, self.optimizer, micro_batch=self.micro, axis=parallel.axis)
         )
-        self.update = parallel.step(update)
-        self.scorers = {
-            name: parallel.rows(make_scorer(modules, want, micro_batch=self.micro), dealt=1)
-            for name, (modules, want) in self._scoring().items()
-        }
+        read, columns = self.roles.chosen(self.roles.scoring()), self.roles.columns
+        scorer = make_scorer(read, tuple(columns.values()), micro_batch=self.micro)
+        self.scorer = parallel.rows(scorer, dealt=1)
+        own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=self.micro)
+        self.logp = parallel.rows(own, dealt=1)
+        self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
         key = jax.random.key(config.seed)
-        self.sample_key, self.eval_key, self.piece_key = (
-            jax.random.fold_in(key, i) for i in range(3)
+        self.sample_key, self.eval_key, self.piece_key, self.companion_key = (
+            jax.random.fold_in(key, i) for i in (0, 1, 2, 5)
         )
-        self.collector = collector_of(
+        collector = collector_of(
             policy, task, alg.sampling, config.max_new_tokens, config.temperature
         )
-        self.sampler = self._sampler(decoding_of(config))
-        self.greedy = self._sampler(Decoding(greedy=True))
+        room = min(module.config.max_length for module in self.roles.modules.values())
+        self.collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
+        self.samplers = make_samplers(
+            policy, self.roles.modules, decoding_of(config), self.collector, parallel
+        )
+        self.sampler = self.samplers.policy
 
     # ------------------------------------------------------------ the order of things
 
@@ -198,13 +188,18 @@ class Run:
 
     def _step(self, now: Progress) -> None:
         start = time.perf_counter()
-        rollout = self._rollout(now)
+        given = self._given(now)
+        rollout = self._rollout(now, given)
         sampled = time.perf_counter()
-        trajectories = self._score(now, rollout.trajectories)
+        trajectories = self._score(now, given, rollout.trajectories)
         scored = time.perf_counter()
-        info = self._update(now, trajectories)
+        info = self._update(now, given, trajectories)
         end = time.perf_counter()
-        now.step, now.cursor = now.step + 1, rollout.cursor
+        now.step, now.cursor, now.pool = now.step + 1, rollout.cursor, rollout.pool
+        if self.roles.drift:
+            now.pool = remember(now.pool, rollout.trajectories)
+        if now.average:
+            now.average = self.blend(now.average, now.state.params["policy"])
         metrics = {
             **rollout_metrics(rollout.trajectories),
             **info,
@@ -224,29 +219,10 @@ class Run:
 
     # ------------------------------------------------------------ rollout and evaluation
 
-    def _sampler(self, decoding: Decoding) -> Callable:
-        complete = completer(self.policy, decoding, self.config.max_new_tokens)
-        compiled = self.parallel.rows(complete, dealt=3)
-
-        def sample(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Any:
-            P = len(prompts)
-            room = round_up(P, self.parallel.devices)
-            padded = [
-                np.pad(x, ((0, room - P),) + ((0, 0),) * (x.ndim - 1))
-                for x in (prompts, lengths, ids)
-            ]
-            out = compiled(params, key, *padded)
-            return jax.tree.map(lambda x: x[: P * ids.shape[1]], out)
-
-        return sample
-
-    def _rollout(self, now: Progress) -> Rollout:
-        params = now.state.params["policy"]
-        sample = functools.partial(self.sampler, params, self.sample_key)
-        greedy = None
-        if self.alg.sampling.companion == "greedy":
-            greedy = functools.partial(self.greedy, params, self.sample_key)
-        return self.collector.collect(sample, greedy, self.prompts, now.cursor)
+    def _rollout(self, now: Progress, given: Params) -> Rollout:
+        params = {**given, "policy": now.state.params["policy"]}
+        writers = self.samplers.writers(params, self.sample_key, self.companion_key)
+        return self.collector.collect(writers, self.prompts, now.cursor, now.pool)
 
     def _evaluate(self, now: Progress) -> Mapping[str, float] | None:
         if not self.task.held_out:
@@ -261,43 +237,37 @@ class Run:
 
     # ------------------------------------------------------------ scoring and update
 
-    def _scoring(self) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
-        """What must be scored once per rollout: {source: (modules, wanted columns)}."""
-        needed = set(needs(self.alg))
-        early = {
-            name
-            for _, piece in pieces(self.alg)
-            for name in piece.needs
-            if piece.card.side == "reward" or piece.hooks.before
-        }
-        # Inside the loss of a single step, logp_old is the current log-probability.
-        old = "logp_old" in (early if single_step(self.alg) else needed)
-        own = ("logp",) * old + ("value",) * ("value" in needed)
-        out: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {}
-        if own:
-            out["own"] = (self.modules, own)
-        if "logp_ref" in needed:
-            out["reference"] = ({"policy": self.policy.model}, ("logp",))
-        return out
+    def _fixed(self) -> Params:
+        """Parameters that never move, of models that the method reads."""
+        fixed = {"teacher": self.teacher.params} if self.teacher else {}
+        if self.alg.update.reference == "frozen":
+            fixed["reference"] = self.policy.params
+        return {name: params for name, params in fixed.items() if name in self.roles.given}
 
-    def _score(self, now: Progress, trajectories: Trajectories) -> Trajectories:
+    def _given(self, now: Progress) -> Params:
+        """Parameters that no optimiser step of this batch moves."""
+        if now.average:
+            return {**self.given, "reference": now.average}
+        if "reference" in self.roles.given and "reference" not in self.given:
+            # A copy: the state is donated to the first optimiser step.
+            return {**self.given, "reference": jax.tree.map(jnp.copy, now.state.params["policy"])}
+        return self.given
+
+    def _score(self, now: Progress, given: Params, trajectories: Trajectories) -> Trajectories:
         """Add the columns that the pieces need."""
         N = len(trajectories.length)
         rows = pad_rows(np.arange(N), round_up(N, self.micro * self.parallel.devices), N)
-        columns = dict(trajectories.columns)
-        if "own" in self.scorers:
-            out = self.scorers["own"](now.state.params, trajectories, rows)
-            names = {"logp": "logp_old", "value": "value"}
-            columns.update({names[name]: x[:N] for name, x in out.items()})
-        if "reference" in self.scorers:
-            previous = self.alg.update.reference == "previous"
-            reference = {"policy": now.state.params["policy"]} if previous else self.reference
-            out = self.scorers["reference"](reference, trajectories, rows)
-            columns["logp_ref"] = out["logp"][:N]
-        columns = jax.tree.map(np.asarray, columns)
+        made: dict[str, Any] = {}
+        if self.roles.columns:
+            out = self.scorer({**given, **now.state.params}, trajectories, rows)
+            made = {name: out[name_of(want)][:N] for name, want in self.roles.columns.items()}
+        if self.roles.drift:
+            again, then = recalled(now.pool, trajectories)
+            made[DRIFT] = drift(then, self.logp(now.state.params, again, rows)["logp"][:N])
+        columns = {**trajectories.columns, **jax.tree.map(np.asarray, made)}
         return dataclasses.replace(trajectories, columns=columns)
 
-    def _update(self, now: Progress, trajectories: Trajectories) -> dict[str, float]:
+    def _update(self, now: Progress, given: Params, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""
         alg, before = self.alg, int(self.parallel.single(now.state.skipped))
         if alg.update.reset_optimizer:
@@ -314,7 +284,7 @@ class Run:
                 prepared = self.reweigh(prepared, step_of)
             for rows in steps:
                 padded = pad_rows(rows, self.width, len(step_of))
-                now.state, info = self.update(now.state, trajectories, prepared, padded)
+                now.state, info = self.update(now.state, given, trajectories, prepared, padded)
                 infos.append(info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches
@@ -344,40 +314,36 @@ class Run:
     # ------------------------------------------------------------ checkpoints
 
     def _start(self) -> TrainState:
-        params = {"policy": self.policy.params}
-        if "critic" in self.modules:
-            key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
-            params["critic"] = self.modules["critic"].init(key, self.policy.params)
+        params = first_params(self.roles, self.policy.params, self.config.seed)
         memory = init(self.alg, prompts=self.task.size or 0)
         return init_state(params, self.optimizer, memory)
 
+    def _first(self) -> Progress:
+        """Before the first step; nothing is replicated yet."""
+        ema = "reference" in self.roles.given and self.alg.update.reference == "ema"
+        prompts = self.task.size or 0
+        pool = new_pool(self.alg.sampling, prompts)
+        if self.roles.drift:
+            pool |= no_responses(prompts, self.collector.room)
+        return Progress(self._start(), pool=pool, average=self.policy.params if ema else {})
+
     def _resume(self) -> Progress:
-        start = self._start()
-        self.reference = self.parallel.replicate({"policy": self.policy.params})
-        found = checkpoint.restore(self.record.checkpoints, start) if self.record.resumed else None
+        start, folder = self._first(), self.record.checkpoints
+        self.given = self.parallel.replicate(self._fixed())
+        found = restore(folder, start) if self.record.resumed else None
         if self.record.resumed:
-            self.record.resume_at(found[0] if found else -1)
-        if found is None:
-            return Progress(self.parallel.replicate(start), Cursor())
-        step, state, counters = found
-        # Copied: the state is donated, and JAX may not own memory that NumPy allocated.
-        state = self.parallel.replicate(jax.tree.map(jax.numpy.array, state))
-        cursor = Cursor(**counters.pop("cursor"))
-        return Progress(state=state, cursor=cursor, step=step, saved=step, **counters)
+            self.record.resume_at(found.step if found else -1)
+        return (found or start).spread(self.parallel)
 
     def _save(self, now: Progress) -> None:
-        state = jax.device_get(self.parallel.single(now.state))
-        counters = {
-            "cursor": dataclasses.asdict(now.cursor),
-            "barren": now.barren,
-            "first": now.first,
-            "last": now.last,
-        }
-        checkpoint.save(self.record.checkpoints, now.step, state, counters)
-        now.saved = now.step
+        save(self.record.checkpoints, now, self.parallel)
 
     def _path(self, step: int) -> Path:
         return checkpoint.path_of(self.record.checkpoints, step)
+
+
+def _blend(share: float, average: Params, policy: Params) -> Params:
+    return jax.tree.map(lambda a, b: a + share * (b - a), average, policy)
 
 
 def _split(rows: int, micro: int | None, devices: int) -> tuple[int, int]:

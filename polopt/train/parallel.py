@@ -43,22 +43,25 @@ class Parallel:
         return jax.tree.map(lambda x: x[0], tree) if self.pmap else tree
 
     def step(self, update: Callable) -> Callable:
-        """Compile `update(state, trajectories, prepared, rows) -> (state, info)`.
+        """Compile `update(state, given, trajectories, prepared, rows) -> (state, info)`.
 
-        `state` is replicated and donated; `rows i32[R]` are dealt to the devices.
+        `state` and `given` are replicated, `state` is donated; `rows i32[R]` are dealt to the
+        devices.
         """
         if not self.pmap:
             return jax.jit(update, donate_argnums=0)
         mapped = jax.pmap(
             update,
             axis_name=AXIS,
-            in_axes=(0, None, None, 0),
+            in_axes=(0, 0, None, None, 0),
             donate_argnums=0,
             devices=self._devices(),
         )
 
-        def run(state: Any, trajectories: Any, prepared: Any, rows: np.ndarray) -> tuple[Any, Any]:
-            state, info = mapped(state, trajectories, prepared, self._deal(rows))
+        def run(
+            state: Any, given: Any, trajectories: Any, prepared: Any, rows: np.ndarray
+        ) -> tuple[Any, Any]:
+            state, info = mapped(state, given, trajectories, prepared, self._deal(rows))
             return state, jax.tree.map(lambda x: x[0], info)
 
         return run

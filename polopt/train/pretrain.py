@@ -31,6 +31,7 @@ from polopt.train.config import PretrainConfig, assignments
 from polopt.types import Array
 
 VOCABULARY = 512
+HEAD_SIZE = 32
 WORKED_SHARE = 0.33  # how often the model is to begin a worked solution
 WORKED_ROWS = 0.875  # of the rows, which teach it to get there
 DIRECT_RIGHT = 0.12  # of the direct answers
@@ -64,7 +65,7 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> Path
     Deterministic in `config` on one machine. `pretrain.jsonl` in the folder holds the loss curve.
 
     Args:
-      config: folder, task, steps, batch, learning rate and seed.
+      config: folder, task, size, steps, batch, learning rate and seed.
       log: receives progress, one line at a time.
 
     Returns:
@@ -77,8 +78,9 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> Path
         raise PoloptError(f"batch is {config.batch}: give a multiple of {_CLASSES}")
     started = time.perf_counter()
     problems = problem_stream(config)
-    tokenizer = train_tokenizer(_corpus(problems), VOCABULARY)
-    model = LanguageModel(shape())
+    # Of the same words for all seeds and settings: models that share a tokenizer can be distilled.
+    tokenizer = train_tokenizer(_corpus(problem_stream(PretrainConfig())), VOCABULARY)
+    model = LanguageModel(shape(config.layers, config.width))
     log(f"preparing {config.steps * config.batch} rows")
     batches = length_classes(supervised_rows(problems, tokenizer, config), config)
     params, curve = _fit(model, batches, config, log)
@@ -90,16 +92,16 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> Path
     return folder
 
 
-def shape() -> DecoderConfig:
-    """The embedded model: 0.92 million weights."""
+def shape(layers: int = 4, width: int = 128) -> DecoderConfig:
+    """Of a base model; the one that ships has 0.92 million weights."""
     return DecoderConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=32,
-        mlp_size=384,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=width // HEAD_SIZE,
+        num_kv_heads=width // HEAD_SIZE,
+        head_dim=HEAD_SIZE,
+        mlp_size=3 * width,
         max_length=160,
     )
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from polopt.models.tokenizer import Tokenizer
 from polopt.rollout.collect import Collector
 from polopt.rollout.draw import Decoding
 from polopt.rollout.sampler import Generated, generate
-from polopt.tasks import IsolatedReward, Task, load_task
+from polopt.tasks import Example, IsolatedReward, Task, load_task
 from polopt.train import checkpoint
 from polopt.train.config import SampleConfig, TrainConfig, read_config
+from polopt.train.models import DRIFT, models_read
 from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform
 
@@ -154,6 +157,88 @@ def task_of(config: TrainConfig | SampleConfig) -> Iterator[Task]:
         yield task
 
 
+def pool_of(task: Task, alg: Algorithm, config: TrainConfig) -> Task:
+    """The task as the run shows it: with `config.problems` only so many, again and again.
+
+    Raises:
+      PoloptError: the method remembers prompts and there is no end of them, or they are fewer than
+        a rollout draws.
+    """
+    spec, name = alg.sampling, alg.name or "the algorithm"
+    if config.problems is not None or (spec.prioritise and task.size is not None):
+        task = _first(task, config.problems or task.size or 0)
+    users = [*remembering(alg), *(["prioritise"] if spec.prioritise else [])]
+    users += [piece.name for _, piece in pieces(alg) if DRIFT in piece.needs]
+    users += ["the cached companion"] if spec.companion and spec.companion.cache else []
+    if users and task.size is None:
+        raise PoloptError(
+            f"{users[0]} of {name} remembers every prompt, and {task.name} has no end of them: "
+            "give problems (--problems 256)"
+        )
+    if spec.companion and spec.companion.cache and alg.update.reference != "frozen":
+        raise PoloptError(
+            f"the cached companion of {name} remembers samples of a reference that moves: "
+            'give Update(reference="frozen") or Companion(cache=False)'
+        )
+    drawn = math.ceil((config.prompts or 1) / (spec.keep.fraction if spec.keep else 1))
+    if users and task.size is not None and task.size < drawn:
+        raise PoloptError(
+            f"a rollout of {name} draws {drawn} different prompts and {task.name} has "
+            f"{task.size}: give fewer (--prompts) or a larger pool (--problems)"
+        )
+    return task
+
+
+def _first(task: Task, problems: int) -> Task:
+    """The first problems of a task, numbered by their place, without end."""
+    if task.size is not None and problems > task.size:
+        raise PoloptError(f"problems={problems}, but {task.name} has {task.size}")
+
+    @functools.cache
+    def at(place: int) -> Example:
+        return dataclasses.replace(task.train(place), index=place)
+
+    return dataclasses.replace(task, size=problems, train=lambda i: at(i % problems))
+
+
+def remembering(alg: Algorithm) -> list[str]:
+    """Names of the pieces whose memory has an entry for every prompt."""
+
+    def sizes(piece: Transform, prompts: int) -> list[Any]:
+        made = jax.eval_shape(lambda: piece.hooks.init(prompts, **piece.arguments()))
+        return [leaf.shape for leaf in jax.tree.leaves(made)]
+
+    kept = [piece for _, piece in pieces(alg) if piece.card.clock and piece.hooks.init]
+    return [piece.name for piece in kept if sizes(piece, 1) != sizes(piece, 2)]
+
+
+def teacher_of(
+    alg: Algorithm, config: TrainConfig, policy: Policy, given: Policy | None
+) -> Policy | None:
+    """The teacher of a run: the one given, else the one that `config` names.
+
+    Raises:
+      PoloptError: none where the method reads one, one where it does not, or one with another
+        tokenizer than the policy.
+    """
+    needed, name = "teacher" in models_read(alg), alg.name or "the algorithm"
+    there = given is not None or config.teacher is not None
+    if needed and not there:
+        raise PoloptError(
+            f"{name} learns from a teacher: give one (--teacher), base or the folder of a model or "
+            "a run"
+        )
+    if there and not needed:
+        raise PoloptError(f"teacher: {name} reads none, so leave it out")
+    teacher = given or (load_policy(config.teacher) if config.teacher else None)
+    if teacher and teacher.tokenizer != policy.tokenizer:
+        raise PoloptError(
+            f"teacher: its tokenizer is not that of the model ({config.teacher} and "
+            f"{config.model}), and {name} compares them token by token"
+        )
+    return teacher
+
+
 def collector_of(
     policy: Policy, task: Task, sampling: Sampling, max_new_tokens: int, temperature: float
 ) -> Collector:
@@ -168,10 +253,15 @@ def collector_of(
     )
 
 
-def completer(policy: Policy, decoding: Decoding, max_new_tokens: int) -> Callable[..., Generated]:
-    """`(params, key, prompts [P,S], lengths [P], ids [P,G]) -> Generated`, ready to be compiled."""
+def completer(policy: Policy, decoding: Decoding, collector: Collector) -> Callable[..., Generated]:
+    """A call of the sampler as the collector's task asks for it, ready to be compiled.
 
-    def complete(params: Any, key: Any, prompts: Any, lengths: Any, ids: Any) -> Generated:
+    `(params, key, prompts [P,S], lengths [P], ids [P,G], offset [P,G]) -> Generated`
+    """
+
+    def complete(
+        params: Any, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any
+    ) -> Generated:
         return generate(
             policy.model,
             params,
@@ -180,10 +270,13 @@ def completer(policy: Policy, decoding: Decoding, max_new_tokens: int) -> Callab
             ids.reshape(-1),
             key=key,
             group_size=ids.shape[1],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=collector.turn_tokens,
             decoding=decoding,
             eos_ids=policy.tokenizer.eos_ids,
+            stop_ids=collector.stop_ids,
             allowed_vocab=policy.tokenizer.vocab_size,
+            offset=offset.reshape(-1),
+            entropy=collector.entropy,
         )
 
     return complete

@@ -1,4 +1,4 @@
-"""The pure update: `(state, trajectories, prepared, rows) -> (state, info)`, one optimiser step.
+"""The pure update: `(state, given, trajectories, prepared, rows) -> (state, info)`, one step.
 
 The gradient function has no collective in it. Rows that are independent are pulled through the
 model micro-batch by micro-batch. Where rows are coupled through the current policy, the
@@ -22,6 +22,7 @@ from polopt.algorithm import Algorithm, State, advance, coupling, wants
 from polopt.compose import loss
 from polopt.models.score import score
 from polopt.train.rows import take, take_prepared
+from polopt.transform import Want
 from polopt.types import (
     Array,
     Count,
@@ -34,15 +35,15 @@ from polopt.types import (
     record,
 )
 
-Modules = dict[str, Any]  # {"policy": LanguageModel, "critic": ValueModel}
-Params = dict[str, Any]  # the same names
+Modules = dict[str, Any]  # {"policy": LanguageModel, "critic": ValueModel, "teacher": ...}
+Params = dict[str, Any]  # some of the same names
 
 
 @record
 class TrainState:
     """What one optimiser step reads and writes."""
 
-    params: Params
+    params: Params  # of the models that are trained
     opt_state: Any
     memory: State
     step: Array  # i32, optimiser steps taken
@@ -70,24 +71,33 @@ def make_update(
     *,
     micro_batch: int,
     axis: str | None = None,
-) -> Callable[[TrainState, Trajectories, Prepared, Array], tuple[TrainState, Info]]:
+) -> Callable[..., tuple[TrainState, Info]]:
     """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
 
+    The step is `(state, given, trajectories, prepared, rows) -> (state, info)`, where `given` has
+    the parameters of models that are read but not trained ("teacher", "reference"), often {}.
+
     Args:
-      modules: static handles of the models that are trained, by name.
+      modules: static handles of the models that the loss reads, by name: those with parameters in
+        the state are trained, the others are constants.
       micro_batch: rows per forward and backward pass; divides the rows of a step.
       axis: the pmap axis over which the rows of a step are spread, if any.
     """
 
     def update(
-        state: TrainState, trajectories: Trajectories, prepared: Prepared, rows: Array
+        state: TrainState,
+        given: Params,
+        trajectories: Trajectories,
+        prepared: Prepared,
+        rows: Array,
     ) -> tuple[TrainState, Info]:
         # Memory on the update clock moves between the steps of a batch.
         shared = {**prepared.shared, "memory": state.memory["update"]}
         prepared = dataclasses.replace(prepared, shared=shared)
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
         splits = rows.reshape(-1, micro_batch)
-        grads, info = form(alg, modules, state.params, trajectories, prepared, splits, axis)
+        outputs = functools.partial(_outputs, alg, modules, given)
+        grads, info = form(alg, outputs, state.params, trajectories, prepared, splits, axis)
         # Summed over the rows of a step, but averaged over the steps of a batch.
         info = {**info, "policy/loss": _one(info["policy/loss"].value())}
         return apply_gradient(alg, optimizer, state, grads, info)
@@ -95,16 +105,20 @@ def make_update(
     return update
 
 
+Outputs = Callable[[Params, Trajectories], PolicyOutputs]  # of the trained parameters
+
+
 def _outputs(
-    alg: Algorithm, modules: Modules, params: Params, batch: Trajectories
+    alg: Algorithm, modules: Modules, given: Params, params: Params, batch: Trajectories
 ) -> PolicyOutputs:
-    models = {name: (module, params[name]) for name, module in modules.items()}
-    return score(models, batch, ("logp", *wants(alg)))
+    everyone = {**given, **params}
+    models = {name: (module, everyone[name]) for name, module in modules.items()}
+    return score(models, batch, ("logp", *wants(alg)), trained=tuple(params))
 
 
 def _independent(
     alg: Algorithm,
-    modules: Modules,
+    outputs_of: Outputs,
     params: Params,
     trajectories: Trajectories,
     prepared: Prepared,
@@ -113,7 +127,7 @@ def _independent(
 ) -> tuple[Params, Info]:
     def part(params: Params, rows: Array) -> tuple[Array, Info]:
         batch = take(trajectories, rows)
-        outputs = _outputs(alg, modules, params, batch)
+        outputs = outputs_of(params, batch)
         value, info = loss(alg, outputs, take_prepared(prepared, rows))
         return value, {**info, **_gap(outputs, batch), "policy/loss": Count(count=value)}
 
@@ -126,17 +140,17 @@ def _independent(
 
 def _coupled(
     alg: Algorithm,
-    modules: Modules,
+    outputs_of: Outputs,
     params: Params,
     trajectories: Trajectories,
     prepared: Prepared,
     splits: Array,
     axis: str | None,
 ) -> tuple[Params, Info]:
-    def outputs_of(params: Params, rows: Array) -> PolicyOutputs:
-        return _outputs(alg, modules, params, take(trajectories, rows))
+    def on_rows(params: Params, rows: Array) -> PolicyOutputs:
+        return outputs_of(params, take(trajectories, rows))
 
-    mine = _flat(jax.lax.map(lambda rows: outputs_of(params, rows), splits))
+    mine = _flat(jax.lax.map(lambda rows: on_rows(params, rows), splits))
     rows, whole = splits.reshape(-1), mine
     gap = _all_merge(_gap(mine, take(trajectories, rows)), axis)
     if axis is not None:
@@ -151,7 +165,7 @@ def _coupled(
 
     def pull(part: tuple[Array, PolicyOutputs]) -> tuple[Params, Info]:
         rows, cotangent = part
-        _, back = jax.vjp(lambda p: outputs_of(p, rows), params)
+        _, back = jax.vjp(lambda p: on_rows(p, rows), params)
         return back(cotangent)[0], {}
 
     grads, _ = _sum_over(pull, (splits, c))
@@ -205,8 +219,9 @@ def _all_merge(info: Info, axis: str | None) -> Info:
 def _gap(outputs: PolicyOutputs, batch: Trajectories) -> Info:
     """|sampler's − trainer's log-probability|; speaks of the sampler on a batch's first step."""
     sampled = batch.logp_sampler + batch.log_keep
-    gap = jnp.where(batch.action_mask, jnp.abs(jax.lax.stop_gradient(outputs.logp) - sampled), 0)
-    tokens = jnp.sum(batch.action_mask, dtype=jnp.float32)
+    own = batch.action_mask & (batch.version >= 0)  # the policy's
+    gap = jnp.where(own, jnp.abs(jax.lax.stop_gradient(outputs.logp) - sampled), 0)
+    tokens = jnp.sum(own, dtype=jnp.float32)
     return {
         "rollout/logp_gap": Mean(sum=jnp.sum(gap), weight=tokens),
         "rollout/logp_gap_max": Max(max=jnp.max(gap)),
@@ -246,13 +261,13 @@ def _one(x: Array) -> Mean:
 
 
 def make_scorer(
-    modules: Modules, want: tuple[str, ...], *, micro_batch: int
+    modules: Modules, want: tuple[Want, ...], *, micro_batch: int
 ) -> Callable[[Params, Trajectories, Array], dict[str, Array]]:
     """`(params, trajectories, rows i32[R]) -> {column: [R,T]}`, without gradient.
 
     Args:
       modules: static handles, by the names that `want` reads.
-      want: column names, "logp" among them if it is wanted.
+      want: columns, "logp" among them if it is wanted.
       micro_batch: rows per forward pass; divides R.
     """
 

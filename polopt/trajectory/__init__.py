@@ -51,6 +51,7 @@ from polopt.trajectory.regression import (
     value_regression,
 )
 from polopt.trajectory.sampling import (
+    Branch,
     Companion,
     Keep,
     LogMeanExp,
@@ -58,9 +59,10 @@ from polopt.trajectory.sampling import (
     Prioritise,
     Refill,
     Sampling,
+    Uncertain,
     Update,
 )
-from polopt.trajectory.values import every_token, process_reward_loss, turn_starts, value_loss
+from polopt.trajectory.values import every_token, process_reward_loss, value_loss
 from polopt.trajectory.weights import (
     asymmetric_flip,
     detach_weight,
@@ -70,6 +72,7 @@ from polopt.trajectory.weights import (
 )
 
 __all__ = [
+    "Branch",
     "Companion",
     "Keep",
     "LogMeanExp",
@@ -77,6 +80,7 @@ __all__ = [
     "Prioritise",
     "Refill",
     "Sampling",
+    "Uncertain",
     "Update",
     "adaptive_clip",
     "adaptive_entropy_bonus",
@@ -125,7 +129,6 @@ __all__ = [
     "total_variation",
     "truncated_is",
     "turn_ratio",
-    "turn_starts",
     "two_side_mask",
     "unclipped",
     "value_loss",

@@ -100,50 +100,53 @@ def probability_clip(
     writes="policy",
     term="policy",
     couples="batch",
-    formula="bounds widened until Σ_{A≥0} min(r,c_hi)·A ≥ ρ₀·|Σ_{A<0} max(r,c_lo)·A|; then clip",
-    source="BAPO, 2510.18927, algorithm 1",
+    formula="c_hi, then c_lo, raised until Σ_{A>0} q|o| ≥ ρ₀·Σ q|o|,"
+    "  o = min(r·A, clip(r)·A), q = π_old",
+    source="BAPO, 2510.18927, eq. 7 and algorithm 1",
     repairs=("negative_explosion", "entropy_collapse"),
     differs=(
-        "c_lo rises to its end before c_hi does, as in the authors' code; the sums are over the"
-        " optimiser step",
+        "the authors' script compares positive with negative tokens, without q, from other bounds",
+        "the sums are over the optimiser step",
     ),
 )
 def adaptive_clip(
     surrogate: Surrogate,
     context: Context,
     *,
-    balance: float = 0.5,
-    low: float = 0.8,
-    lowest_end: float = 0.95,
-    low_step: float = 0.05,
+    share: float = 0.4,
+    low: float = 0.6,
+    low_end: float = 0.9,
+    low_step: float = 0.02,
     high: float = 1.2,
-    highest_end: float = 2.0,
-    high_step: float = 0.1,
+    high_end: float = 3.0,
+    high_step: float = 0.05,
+    to: Column = "logp_old",
 ) -> Surrogate:
-    """Clip with bounds on the ratio that are widened until positive credit holds its share."""
+    """Clip with bounds on the ratio that are raised until positive credit has its share."""
     ratio, credit = sg(surrogate.ratio), context.credit
+    likely = safe_exp(context.column(to))
 
-    def share(low: Array, high: Array) -> Array:
-        positive = masked_sum(jnp.minimum(ratio, high) * credit, context.mask & (credit >= 0))
-        negative = masked_sum(jnp.maximum(ratio, low) * credit, context.mask & (credit < 0))
-        return positive - balance * jnp.abs(negative)
+    def missing(bounds: tuple[Array, Array]) -> Array:
+        held = jnp.minimum(ratio * credit, jnp.clip(ratio, *bounds) * credit)
+        size = likely * jnp.abs(held)
+        positive = masked_sum(size, context.mask & (credit > 0))
+        return positive < share * masked_sum(size, context.mask)
 
     def unbalanced(bounds: tuple[Array, Array]) -> Array:
         low, high = bounds
-        room = (low < lowest_end) | (high < highest_end)
-        return (share(low, high) < 0) & room
+        return missing(bounds) & ((low < low_end) | (high < high_end))
 
     def widen(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
-        raised = jnp.minimum(low + low_step, lowest_end)
-        widened = jnp.minimum(high + high_step, highest_end)
-        first = low < lowest_end
-        return jnp.where(first, raised, low), jnp.where(first, high, widened)
+        raised = jnp.minimum(low + low_step, low_end)
+        widened = jnp.minimum(high + high_step, high_end)
+        first = high < high_end
+        return jnp.where(first, low, raised), jnp.where(first, widened, high)
 
     start = (jnp.asarray(low, ratio.dtype), jnp.asarray(high, ratio.dtype))
     lower, upper = jax.lax.while_loop(unbalanced, widen, start)
     made = _pessimistic(surrogate, context, lower, upper)
-    one = jnp.any(context.mask, keepdims=False).astype(ratio.dtype)
+    one = jnp.any(context.mask).astype(ratio.dtype)
     info = {
         "policy/clip_low": Mean(sum=one * lower, weight=one),
         "policy/clip_high": Mean(sum=one * upper, weight=one),

@@ -120,26 +120,35 @@ def divergence_mask(
     return _masked(surrogate, context, ~(up | down))
 
 
+def known(context: Context) -> Array:
+    """bool[N,T]: tokens of rows whose reward is known."""
+    return context.mask & context.rows.scored[:, None]
+
+
 def covariance(surrogate: Surrogate, context: Context) -> Array:
-    """f32[N,T]: (A − mean A)·(l − mean l) over the tokens of the step, detached."""
-    count = jnp.maximum(jnp.sum(context.mask), 1)
+    """f32[N,T]: (A − mean A)·(l − mean l) over the step's tokens of known reward, detached."""
+    counted = known(context)
+    count = jnp.maximum(jnp.sum(counted), 1)
 
     def centred(x: Array) -> Array:
-        return x - masked_sum(x, context.mask) / count
+        return x - masked_sum(x, counted) / count
 
     return centred(context.credit) * centred(sg(surrogate.logp))
 
 
 def share_count(context: Context, share: Array | float) -> Array:
-    """How many tokens a share of the step's tokens is: rounded down, at least one."""
-    return jnp.maximum(jnp.floor(share * jnp.sum(context.mask)), 1).astype(int)
+    """How many of the step's tokens of known reward a share is: rounded down, at least one."""
+    return jnp.maximum(jnp.floor(share * jnp.sum(known(context))), 1).astype(int)
 
 
-def smallest(x: Array, among: Array, count: Array) -> Array:
-    """bool: the `count` smallest entries of `x` among some."""
-    ordered = jnp.sort(jnp.where(among, x, jnp.inf).reshape(-1))
-    last = ordered[jnp.minimum(count, ordered.size) - 1]
-    return among & (x <= last)
+def smallest(x: Array, among: Array, count: Array, ids: Array) -> Array:
+    """bool[N,T]: the `count` smallest entries of `x` among some; of equals the first by row id."""
+    at = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape)
+    row = jnp.broadcast_to(ids[:, None], x.shape)
+    keys = (at, row, jnp.where(among, x, jnp.inf))
+    order = jnp.lexsort([key.reshape(-1) for key in keys])
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+    return among & (rank.reshape(x.shape) < count)
 
 
 @piece(
@@ -163,9 +172,9 @@ def covariance_clip(
     """Take a few of the tokens out whose likelihood and credit rise together."""
     cov, term = covariance(surrogate, context), surrogate.terms["policy"]
     free = term.objective >= surrogate.ratio * context.credit  # the clip has not stopped them
-    among = context.mask & free & (cov > low) & (cov < high)
+    among = known(context) & free & (cov > low) & (cov < high)
     uniform = uniform_by_identity(key, context.rows.id, context.mask.shape[1])
-    chosen = smallest(uniform, among, share_count(context, share))
+    chosen = smallest(uniform, among, share_count(context, share), context.rows.id)
     return _masked(surrogate, context, ~chosen)
 
 

@@ -141,7 +141,8 @@ class Mixture:
     """Another model stands in for the policy, wholly on some prompts or partly on every token.
 
     What is recorded is what was sampled: `logp_sampler + log_keep` is the log-probability under
-    the model, or the mixture, that drew the token. Rows of another model have `version` -1.
+    the model, or the mixture, that drew the token. Tokens that the policy did not draw alone have
+    `version` -1.
 
     Attributes:
       policy: who stands in: "teacher" or "reference".
@@ -162,6 +163,70 @@ class Mixture:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncertain:
+    """Fork with probability `threshold + weight ΔH` (ARPO, 2507.19849, section 3.1).
+
+    ΔH is how much the mean entropy of a turn's first tokens exceeds that of the row's first turn,
+    in units of log V.
+
+    Attributes:
+      weight, threshold: of that probability.
+      tokens: how many first tokens of a turn are looked at.
+    """
+
+    weight: float = 0.2
+    threshold: float = 0.5
+    tokens: int = 20
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise PoloptError(f"Uncertain.tokens is {self.tokens}: give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Draw a group as a tree whose rows share beginnings, token for token: column `node`.
+
+    A tree has as many rows as the group; one that ends with fewer begins again from the prompt.
+    Segments are of fixed length, and every row forks at the end of each (TreeRPO, 2506.05183;
+    TreePO, 2508.17445); or, where the task has an environment, they are turns, and a row forks
+    before a turn in which the policy has become unsure (ARPO, 2507.19849).
+
+    Attributes:
+      width: children of a node that forks, while places are left.
+      depth: most segments of a row; None where segments are turns.
+      segment: tokens of a segment; an equal part of `max_new_tokens` if not given.
+      initial: rows that begin at the prompt together; if not given `width`, or half of the group
+        where segments are turns.
+      uncertain: when a row forks before a turn.
+
+    Raises:
+      PoloptError: a number out of range, or both or neither of depth and uncertain.
+    """
+
+    width: int = 2
+    depth: int | None = None
+    segment: int | None = None
+    initial: int | None = None
+    uncertain: Uncertain | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "segment", "initial"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PoloptError(f"Branch.{name} is {value}: give 1 or more")
+        if (self.depth is None) == (self.uncertain is None):
+            raise PoloptError(
+                "Branch takes depth=, for segments of fixed length, or uncertain=, for turns: "
+                "give one of them"
+            )
+
+    def straight(self, rows: int) -> Branch:
+        """The same segments without a fork: so many rows from the prompt, each by itself."""
+        return dataclasses.replace(self, width=1, initial=rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Which trajectories are drawn for a prompt.
 
@@ -172,6 +237,7 @@ class Sampling:
       companion: completions beside the batch that become a column.
       prioritise: which prompts of a finite pool are drawn; in their own order if not given.
       mixture: another model that writes a part.
+      branch: draw each group as a tree.
     """
 
     group_size: int = 1
@@ -180,6 +246,7 @@ class Sampling:
     companion: Companion | None = None
     prioritise: Prioritise | None = None
     mixture: Mixture | None = None
+    branch: Branch | None = None
 
     def __post_init__(self) -> None:
         if self.refill and self.keep:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from polopt.numerics import masked_sum, token_info
 from polopt.reward.returns import episode_return
+from polopt.reward.turns import action_turn
 from polopt.transform import Transform, piece
 from polopt.types import Array, Context, Credit, Surrogate, Trajectories
 
@@ -18,14 +19,8 @@ def every_token(turn: Array) -> Array:
     return turn >= 0
 
 
-def turn_starts(turn: Array) -> Array:
-    """bool[N,T]: the critic speaks at the first token of every turn."""
-    before = jnp.pad(turn[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    return (turn >= 0) & (turn != before)
-
-
 def _regressed(trajectories: Trajectories, keep: Array, *, at: Callable, **unused: Array) -> Array:
-    return keep & at(trajectories.turn)
+    return keep & at(action_turn(trajectories))
 
 
 @piece(
@@ -51,7 +46,7 @@ def value_loss(
     """Regress the critic on the returns that `gae` left, pessimistically near its old value.
 
     Args:
-      at: `every_token` or `turn_starts`, where the critic has a target.
+      at: `every_token` or `polopt.reward.turns.turn_starts`, where the critic has a target.
     """
     value, old = context.outputs["value"], context.column("value")
     returns = context.column("returns")

@@ -76,21 +76,33 @@ def tapered_weight(
     reads="ratio",
     writes="policy",
     term="policy",
-    formula="sg[min(w, c)] · A · exp(l − sg[l]),  w = 1/r if A > 0 else r",
+    formula="PPO's clip, then sg[w]·A·exp(l − sg[l]), w = 1/r if A > 0 else r;  c·A·l where w > c",
     source="ASPO, 2510.06062, eq. 8",
     repairs=("pivotal_tokens_clipped", "entropy_collapse"),
     differs=("the constant c is a public re-implementation's, not verified in the paper",),
 )
-def asymmetric_flip(surrogate: Surrogate, context: Context, *, bound: float = 3.0) -> Surrogate:
+def asymmetric_flip(
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    low: float = 0.2,
+    high: float = 0.2,
+    bound: float = 3.0,
+) -> Surrogate:
     """Weigh positive tokens by the reciprocal ratio: what is likely already needs no more push."""
-    ratio = sg(surrogate.ratio)
-    weight = jnp.where(context.credit > 0, safe_exp(-sg(surrogate.log_ratio)), ratio)
-    held = jnp.minimum(weight, bound)
-    # A factor of one with the gradient of l: the value stays that of the ratio form.
+    ratio, credit = sg(surrogate.ratio), context.credit
+    up = credit > 0
+    weight = jnp.where(up, safe_exp(-sg(surrogate.log_ratio)), ratio)
+    # A factor of one with the gradient of l: the value stays that of a ratio.
     one = jnp.exp(surrogate.logp - sg(surrogate.logp))
-    bounded = token_info(weight > bound, context.mask)
+    held = jnp.where(weight > bound, bound * surrogate.logp, weight * one)
+    stopped = (up & (ratio > 1 + high)) | (~up & (ratio < 1 - low))
+    edge = jnp.where(up, 1 / (1 + high), 1 - low)
     return surrogate.with_term(
-        "policy", held * context.credit * one, context.mask, policy__clip_fraction=bounded
+        "policy",
+        credit * jnp.where(stopped, edge, held),
+        context.mask,
+        policy__clip_fraction=token_info(stopped & (credit != 0), context.mask),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import polopt
 from polopt.cli import main
 from polopt.cli.app import COMMANDS
 
@@ -107,8 +108,6 @@ def test_a_failure_is_one_line_and_exit_code_1(capsys, tmp_path):
 
 
 def test_the_version_is_the_packages(capsys):
-    import polopt
-
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"polopt {polopt.__version__}\n"
 
@@ -127,7 +126,7 @@ def test_a_reader_that_leaves_is_no_error():
         timeout=60,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert process.stdout == "{\n"
+    assert process.stdout == "[\n"
     assert process.stderr == ""
 
 
@@ -136,9 +135,12 @@ def test_methods_are_listed_for_people_and_programs(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert main(["methods", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert [row.split()[0] for row in rows] == list(table)
-    assert table["grpo"]["factory"] == "polopt.algorithms:grpo"
-    assert all(len(row) <= 80 for row in rows)
+    listed = [row.split()[0] for row in rows if row.startswith("  ")]
+    assert [key for key in listed if key in polopt.algorithms.__all__] == [m["key"] for m in table]
+    grpo = next(entry for entry in table if entry["key"] == "grpo")
+    assert (grpo["paper"], grpo["models"]) == ("2402.03300", ["reference"])
+    assert "  grpo                  2024  2402.03300  RT  credit relative to" in "\n".join(rows)
+    assert all(len(row) <= 100 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,25 @@ from polopt.algorithm import Algorithm
 SETTINGS: dict[str, dict[str, float]] = {
     "dapo": {"max_length": 6, "cache": 4},
     "cispo": {"high": 0.2},
+    "entropy_top_quantile": {"max_length": 6, "cache": 4},
+    "dppo_tv": {"max_length": 8},
+    "dppo_kl": {"max_length": 8},
 }
 # What multiplies -weight·credit in the on-policy gradient, where it is not one by design.
-FACTORS: dict[str, float | None] = {}
+FACTORS: dict[str, float | None] = {
+    "entropy_top_quantile": None,  # most tokens have no gradient
+    # Regressions: the credit is a target, from which the reference's log-ratio is taken.
+    "dro": None,
+    "rebel": None,
+    "gvpo": None,
+    "kimi_pmd": None,
+    "flowrl": None,
+    "a_star_po": None,
+    # Preferences: the credit says which of two rows is the better one.
+    "dpo": None,
+    "ipo": None,
+    "online_dpo": None,
+}
 FACTORIES: dict[str, Callable[[], Algorithm]] = {
     key: functools.partial(getattr(algorithms, key), **SETTINGS.get(key, {}))
     for key in algorithms.__all__

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import numpy as np
@@ -10,64 +9,35 @@ import pytest
 from oracles import methods
 from oracles.batch import Batch, random_batch, random_logp
 
-from polopt import Stop, Trajectories, algorithms, chain
-from polopt.algorithm import wants
-from polopt.reward import drop_truncated, gae
+from polopt import Stop, Trajectories, algorithms
+from polopt.algorithm import Algorithm, wants
+from polopt.algorithms import grpo
+from polopt.columns import name_of
 from polopt.testing import Case, measure_lanes
-from polopt.trajectory import clip, detach_weight, dual_clip, value_loss
 from polopt.types import PolicyOutputs
 
+from .pairs import PAIRS
+
 ROWS, WIDTH, BATCHES = 25, 10, 24
+COLUMNS = {
+    "logp_old": np.nan,
+    "logp_ref": np.nan,
+    "logp_teacher": np.nan,
+    "logp_prm": np.nan,
+    "value": np.nan,
+    "bootstrap_value": np.nan,
+    "greedy_return": np.nan,
+    "sum_prob_sq": np.nan,
+    "optimal_value": np.nan,
+    "drift": np.nan,
+    "teacher_sorted_prob": np.nan,
+    "answer": -1,
+    "anchor": -1,
+    "node": -1,
+    "span": -1,
+}  # and what stands on padding rows
+SCALES = {"gspo": 1e-3, "gspo_token": 1e-3, "luspo": 3e-3}  # of the order of the clip
 STEP = 1e-7  # of the finite differences: few tokens lie this near to the edge of a clip
-
-
-def bootstrapped(alg, gamma=1.0, lam=0.95):
-    """The oracles know the value of a truncated row's last state."""
-    return alg.replace(gae=gae(gamma, lam, bootstrap="bootstrap_value"))
-
-
-A = algorithms
-METHODS = {
-    "reinforce": (A.reinforce(), methods.reinforce),
-    "a2c": (bootstrapped(A.a2c(), 0.9, 0.8), functools.partial(methods.a2c, gamma=0.9, lam=0.8)),
-    "ppo": (
-        bootstrapped(A.ppo(kl=0.1)),
-        functools.partial(methods.ppo, beta=0.1, value_coefficient=1.0),
-    ),
-    "ppo, dual clip, critic free to move": (
-        bootstrapped(A.ppo(kl=0.0), 0.9, 0.5).replace(
-            clip=chain(clip(0.1, 0.3), dual_clip(1.4)), value_loss=value_loss(0.5, None)
-        ),
-        functools.partial(
-            methods.ppo,
-            beta=0.0,
-            gamma=0.9,
-            lam=0.5,
-            clip=(0.1, 0.3),
-            dual_clip=1.4,
-            value_clip=None,
-            value_coefficient=0.5,
-        ),
-    ),
-    "rloo": (A.rloo(kl=0.05), functools.partial(methods.rloo, beta=0.05)),
-    "remax": (A.remax(kl=0.1), functools.partial(methods.remax, beta=0.1)),
-    "reinforce_pp": (A.reinforce_pp(kl=0.1), functools.partial(methods.reinforce_pp, beta=0.1)),
-    "grpo": (A.grpo(kl=0.04), functools.partial(methods.grpo, beta=0.04)),
-    "dr_grpo": (A.dr_grpo(max_length=30), functools.partial(methods.dr_grpo, length=30)),
-    "dapo": (A.dapo(max_length=6, cache=4), functools.partial(methods.dapo, overlong=(6, 4))),
-    "dapo, truncated rows dropped": (
-        A.dapo(max_length=6, cache=4).replace(
-            reward=chain(A.dapo(max_length=6, cache=4).reward, drop_truncated())
-        ),
-        functools.partial(methods.dapo, overlong=(6, 4), drop_truncated=True),
-    ),
-    "gspo": (A.gspo(), methods.gspo),
-    "cispo": (A.cispo(high=0.2), functools.partial(methods.cispo, low=math.inf, high=0.2)),
-    "cispo, bounded below": (
-        A.cispo().replace(detach_weight=detach_weight(low=0.1, high=0.2)),
-        functools.partial(methods.cispo, low=0.1, high=0.2),
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -88,22 +58,21 @@ def converted(batch: Batch) -> Trajectories:
     stop = np.where(batch.truncated, Stop.LENGTH, Stop.EOS) * real
     ids = np.arange(n)
     ints = {"length": batch.end, "prompt_length": batch.prompt_length, "stop": stop}
-    names = ("logp_old", "logp_ref", "value", "bootstrap_value", "greedy_return")
     return Trajectories(
         tokens=padded(np.zeros(shape, int), 0),
         action_mask=padded(batch.mask, False),
         turn=padded(batch.turn, -1),
         group=padded(batch.group, -1),
         id=np.arange(ROWS),
-        prompt=padded(batch.group, -1),
+        prompt=padded(batch.prompt, -1),
         episode=padded(np.where(real, ids, -1), -1),
-        reward_parts={"outcome": padded(batch.reward, np.nan)},
+        reward_parts={name: padded(part, np.nan) for name, part in batch.parts.items()},
         scored=padded(batch.scored, False),
         logp_sampler=padded(batch.logp_sampler, np.nan),
         log_keep=np.zeros((ROWS, WIDTH)),
         temperature=np.ones(ROWS),
         version=np.zeros((ROWS, WIDTH), int),
-        columns={name: padded(getattr(batch, name), np.nan) for name in names},
+        columns={name: padded(getattr(batch, name), fill) for name, fill in COLUMNS.items()},
         **{name: padded(x, 0) for name, x in ints.items()},
     )
 
@@ -117,15 +86,25 @@ def batches() -> list[tuple[Batch, Trajectories]]:
 def outputs_of(alg, batch: Batch, seed: int) -> dict[str, np.ndarray]:
     """What the current models say, on the oracle's rows."""
     rng = np.random.default_rng(seed)
-    scale = 1e-3 if alg.name == "gspo" else 0.3  # of the order of the clip
+    shape = batch.mask.shape
     draws = {
-        "value": batch.value + 0.3 * rng.normal(size=batch.mask.shape),
-        "entropy": rng.exponential(size=batch.mask.shape),
+        "value": batch.value + 0.3 * rng.normal(size=shape),
+        "entropy": rng.exponential(size=shape),
+        "jsd_teacher": rng.exponential(0.2, size=shape),
+        "kl_teacher": rng.exponential(0.5, size=shape),
+        "logp_prm": batch.logp_prm + 0.3 * rng.normal(size=shape),
+        "log_z": rng.normal(size=shape[0]),
+        "sorted_prob": -np.sort(-rng.dirichlet(np.ones(5), size=shape), axis=-1)[..., :3],
     }
+    logp = random_logp(batch, seed=seed, scale=SCALES.get(alg.name, 0.3))
     return {
-        "logp": random_logp(batch, seed=seed, scale=scale),
-        **{name: draws[name] for name in wants(alg)},
+        "logp": np.minimum(logp, -1e-3),
+        **{name: draws[name] for name in wanted(alg)},
     }
+
+
+def wanted(alg: Algorithm) -> list[str]:
+    return [name_of(want) for want in wants(alg)]
 
 
 def directional(loss, inputs: dict[str, np.ndarray], name: str, v: np.ndarray) -> float:
@@ -148,7 +127,7 @@ def compare(alg, oracle, batch: Batch, out, inputs: dict[str, np.ndarray], seed:
     rng = np.random.default_rng(seed)
     gradients = {"logp": out.gradient.logp, **out.gradient.columns}
     for name, gradient in gradients.items():
-        v = rng.normal(size=batch.mask.shape)
+        v = rng.normal(size=gradient[:n].shape)
         got = float(np.sum(gradient[:n] * v))
         scale = float(np.sum(np.abs(gradient[:n] * v)))
         assert got == pytest.approx(
@@ -156,9 +135,9 @@ def compare(alg, oracle, batch: Batch, out, inputs: dict[str, np.ndarray], seed:
         ), name
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", PAIRS)
 def test_the_method_is_its_oracle(key):
-    alg, oracle = METHODS[key]
+    alg, oracle = PAIRS[key]
     drawn = [outputs_of(alg, batch, 100 + seed) for seed, (batch, _) in enumerate(batches())]
     cases = [
         Case(
@@ -166,7 +145,7 @@ def test_the_method_is_its_oracle(key):
             trajectories=ours,
             outputs=PolicyOutputs(
                 logp=padded(given["logp"], np.nan),
-                columns={name: padded(given[name], np.nan) for name in wants(alg)},
+                columns={name: padded(given[name], np.nan) for name in wanted(alg)},
             ),
         )
         for (_, ours), given in zip(batches(), drawn, strict=True)
@@ -176,25 +155,25 @@ def test_the_method_is_its_oracle(key):
         compare(alg, oracle, batch, out, given, seed)
     batch, given, out = batches()[0][0], drawn[0], outs[0]
     every = methods.gradient(
-        oracle(batch).loss, given["logp"], h=STEP, **{name: given[name] for name in wants(alg)}
+        oracle(batch).loss, given["logp"], h=STEP, **{name: given[name] for name in wanted(alg)}
     )
     np.testing.assert_allclose(out.gradient.logp[: len(batch.group)], every, atol=1e-7)
     assert np.abs(every).max() > 1e-3
 
 
 def test_every_method_has_an_oracle():
-    assert {alg.name for alg, _ in METHODS.values()} == set(algorithms.__all__)
+    assert {alg.name for alg, _ in PAIRS.values()} == set(algorithms.__all__)
 
 
 def test_the_single_step_form_reads_the_current_policy_as_the_old_one():
     batch, ours = batches()[0]
     columns = {name: x for name, x in ours.columns.items() if name != "logp_old"}
-    given = outputs_of(A.grpo(), batch, 5)
+    given = outputs_of(grpo(), batch, 5)
     bare = Case(
-        alg=A.grpo(),
+        alg=grpo(),
         trajectories=dataclasses.replace(ours, columns=columns),
         outputs=PolicyOutputs(logp=padded(given["logp"], np.nan)),
     )
     out = measure_lanes([bare])[0]
     moved = dataclasses.replace(batch, logp_old=given["logp"])
-    compare(A.grpo(), methods.grpo, moved, out, given, 0)
+    compare(grpo(), methods.grpo, moved, out, given, 0)

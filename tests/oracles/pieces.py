@@ -318,6 +318,10 @@ def _clamp(x: float, low: float, high: float) -> float:
     return max(low, min(x, high))
 
 
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _var(values: list[float], ddof: int) -> float:
     if len(values) <= ddof:
         return 0.0

@@ -8,10 +8,18 @@ from train import toy
 
 from polopt.errors import PoloptError
 from polopt.reward.filters import spread
-from polopt.rollout.collect import Collector, Cursor
+from polopt.rollout.collect import Collector, Cursor, Writers
+from polopt.rollout.pool import new_pool
 from polopt.rollout.sampler import Generated
 from polopt.tasks import abstain
-from polopt.trajectory import Refill, Sampling
+from polopt.trajectory.sampling import (
+    Companion,
+    Keep,
+    LogMeanExp,
+    Mixture,
+    Refill,
+    Sampling,
+)
 from polopt.types import Stop
 
 C = 4
@@ -47,7 +55,7 @@ def collector(task=None, **sampling):
 
 
 def test_a_row_is_its_prompt_and_its_completion_and_is_paid_at_the_last_token():
-    rollout = collector().collect(by_identity, None, 4, Cursor(prompt=5, row=30))
+    rollout = collector().collect(Writers(policy=by_identity), 4, Cursor(prompt=5, row=30))
     batch, letters = rollout.trajectories, toy.Letters()
     ids = np.arange(30, 42, dtype=np.int32)
     drawn = by_identity(None, None, ids)
@@ -81,17 +89,18 @@ def test_a_row_is_its_prompt_and_its_completion_and_is_paid_at_the_last_token():
 
 
 def test_an_endless_task_has_no_prompt_numbers():
-    rollout = collector(toy.task(size=None)).collect(by_identity, None, 2, Cursor())
+    rollout = collector(toy.task(size=None)).collect(Writers(policy=by_identity), 2, Cursor())
     assert (rollout.trajectories.prompt == -1).all()
 
 
 def test_the_same_cursor_gives_the_same_batch():
     first, second = (
-        collector().collect(by_identity, None, 3, Cursor(prompt=2, row=9)) for _ in range(2)
+        collector().collect(Writers(policy=by_identity), 3, Cursor(prompt=2, row=9))
+        for _ in range(2)
     )
     toy.assert_same_tree(first.trajectories, second.trajectories)
     assert first.completions == second.completions
-    other = collector().collect(by_identity, None, 3, Cursor(prompt=2, row=10))
+    other = collector().collect(Writers(policy=by_identity), 3, Cursor(prompt=2, row=10))
     assert other.completions != first.completions
 
 
@@ -104,7 +113,7 @@ def one_in_three(trajectories):
 
 def test_refill_keeps_what_passes_and_fills_up():
     made = collector(refill=Refill(by=one_in_three, max_rounds=3))
-    rollout = made.collect(by_identity, None, 5, Cursor())
+    rollout = made.collect(Writers(policy=by_identity), 5, Cursor())
     batch = rollout.trajectories
     # Five groups a round, of which two pass: two, four, six.
     assert rollout.rounds == 3
@@ -121,7 +130,7 @@ def test_refill_keeps_what_passes_and_fills_up():
 
 def test_refill_stops_after_its_rounds_and_takes_what_failed():
     made = collector(refill=Refill(by=one_in_three, max_rounds=2))
-    rollout = made.collect(by_identity, None, 5, Cursor())
+    rollout = made.collect(Writers(policy=by_identity), 5, Cursor())
     assert rollout.rounds == 2
     groups = rollout.trajectories.id[::3] // 3
     assert groups.tolist() == [1, 4, 6, 9, 0]  # the first that failed fills up
@@ -131,14 +140,14 @@ def test_refill_stops_after_its_rounds_and_takes_what_failed():
 def test_refill_that_may_not_fall_short_is_an_error():
     made = collector(refill=Refill(by=one_in_three, max_rounds=2, short="error"))
     with pytest.raises(PoloptError, match="after 2 rounds of sampling 1 of 5 groups"):
-        made.collect(by_identity, None, 5, Cursor())
+        made.collect(Writers(policy=by_identity), 5, Cursor())
 
 
 def test_refill_ends_early_and_no_id_is_ever_used_twice():
     made = collector(refill=Refill(by=spread, max_rounds=9))
     cursor, seen = Cursor(), []
     for _ in range(4):
-        rollout = made.collect(by_identity, None, 5, cursor)
+        rollout = made.collect(Writers(policy=by_identity), 5, cursor)
         batch = rollout.trajectories
         assert rollout.rounds < 9
         for g in range(5):  # DAPO: the groups that remain are not unanimous
@@ -156,7 +165,7 @@ def test_refill_ends_early_and_no_id_is_ever_used_twice():
 def test_a_test_that_splits_a_group_is_refused():
     made = collector(refill=Refill(by=lambda trajectories: trajectories.id % 2 == 0))
     with pytest.raises(PoloptError, match="passes a part of a group"):
-        made.collect(by_identity, None, 2, Cursor())
+        made.collect(Writers(policy=by_identity), 2, Cursor())
 
 
 def test_rounds_of_different_widths_are_joined():
@@ -164,7 +173,7 @@ def test_rounds_of_different_widths_are_joined():
         return dataclasses.replace(toy.example(i, i), prompt="a" * (20 if i >= 3 else 2))
 
     made = collector(toy.task(train=example), refill=Refill(by=one_in_three, max_rounds=3))
-    batch = made.collect(by_identity, None, 3, Cursor()).trajectories
+    batch = made.collect(Writers(policy=by_identity), 3, Cursor()).trajectories
     assert batch.tokens.shape[1] == 28 + C
     assert batch.prompt_length.tolist() == [3] * 3 + [21] * 6
     assert (batch.turn[~batch.action_mask] == -1).all()
@@ -174,6 +183,17 @@ def test_rounds_of_different_widths_are_joined():
 # ---------------------------------------------------------------- the reward's side
 
 
+# ---------------------------------------------------------------- companions
+
+
+def answers(tokens, length):
+    letters = toy.Letters()
+    return [
+        sum(toy.reward(letters.decode(row[:k]), None).values())
+        for row, k in zip(tokens, length, strict=True)
+    ]
+
+
 def test_the_greedy_companion_is_paid_but_not_trained_on():
     asked = []
 
@@ -181,24 +201,117 @@ def test_the_greedy_companion_is_paid_but_not_trained_on():
         asked.append(ids)
         return by_identity(tokens, lengths, ids + 1000)
 
-    rollout = collector(companion="greedy").collect(by_identity, greedy, 4, Cursor(row=60))
-    np.testing.assert_array_equal(asked[0], [[60], [63], [66], [69]])
-    letters, best = toy.Letters(), by_identity(None, None, asked[0] + 1000)
-    expected = [
-        sum(toy.reward(letters.decode(row[:k]), None).values())
-        for row, k in zip(best.tokens, best.length, strict=True)
-    ]
+    spec = Companion(column="greedy_return", greedy=True)
+    writers = Writers(policy=by_identity, companion=greedy)
+    rollout = collector(companion=spec).collect(writers, 4, Cursor(prompt=7, row=60))
+    assert [ids.shape for ids in asked] == [(4, 1)]
+    best = by_identity(None, None, asked[0] + 1000)
     np.testing.assert_allclose(
-        rollout.trajectories.columns["greedy_return"], np.repeat(expected, 3), rtol=1e-6
+        rollout.trajectories.columns["greedy_return"],
+        np.repeat(answers(best.tokens, best.length), 3),
+        rtol=1e-6,
     )
     assert len(rollout.trajectories.id) == 12
+
+
+def test_samples_of_the_reference_are_reduced_and_remembered():
+    """Draws belong to the prompt, so that what is remembered is what would be drawn again."""
+    asked = []
+
+    def reference(tokens, lengths, ids):
+        asked.append(np.asarray(ids))
+        return by_identity(tokens, lengths, ids + 500)
+
+    spec = Companion(
+        column="optimal_value", policy="reference", samples=4, reduce=LogMeanExp(0.5), cache=True
+    )
+    writers = Writers(policy=by_identity, companion=reference)
+    made, plain = collector(companion=spec), dataclasses.replace(spec, cache=False)
+    first = made.collect(writers, 4, Cursor(), new_pool(made.sampling, toy.SIZE))
+    np.testing.assert_array_equal(asked[0], np.arange(16).reshape(4, 4))
+    drawn = by_identity(None, None, np.arange(16) + 500)
+    returns = np.reshape(answers(drawn.tokens, drawn.length), (4, 4))
+    expected = 0.5 * np.log(np.mean(np.exp(returns / 0.5), axis=1))
+    found = first.trajectories.columns["optimal_value"]
+    np.testing.assert_allclose(found, np.repeat(expected, 3), rtol=1e-6)
+    known = np.flatnonzero(~np.isnan(first.pool["value"]))
+    assert known.tolist() == [0, 1, 2, 3]
+    second = made.collect(writers, 4, first.cursor, first.pool)  # prompts 4, 5, 0, 1
+    again = collector(companion=plain).collect(writers, 4, first.cursor)
+    np.testing.assert_array_equal(
+        second.trajectories.columns["optimal_value"], again.trajectories.columns["optimal_value"]
+    )
+    calls = len(asked)
+    third = made.collect(writers, 4, second.cursor, second.pool)
+    assert len(asked) == calls  # all six are known
+    np.testing.assert_array_equal(
+        third.trajectories.columns["optimal_value"][::3], second.pool["value"][[2, 3, 4, 5]]
+    )
+
+
+def test_a_companion_gives_one_number_per_prompt():
+    spec = Companion(column="best", reduce=lambda returns: returns.max())
+    writers = Writers(policy=by_identity, companion=by_identity)
+    with pytest.raises(PoloptError, match=r"reduce gave shape \(\) for returns of shape \(2, 1\)"):
+        collector(companion=spec).collect(writers, 2, Cursor())
+
+
+# ---------------------------------------------------------------- ranks and mixtures
+
+
+def by_number(trajectories):
+    return np.asarray(trajectories.group) % 5 + 0.0
+
+
+def test_keep_draws_more_groups_and_trains_on_the_highest():
+    made = collector(keep=Keep(by=by_number, fraction=0.3))
+    rollout = made.collect(Writers(policy=by_identity), 3, Cursor())
+    # Ten groups are drawn; 4 and 9 rank highest, then 3 before 8, its equal.
+    assert rollout.trajectories.id[::3].tolist() == [9, 12, 27]
+    np.testing.assert_array_equal(rollout.trajectories.group, np.repeat(np.arange(3), 3))
+    assert rollout.cursor == Cursor(prompt=10, row=30)
+
+
+def test_a_rank_is_of_a_group():
+    made = collector(keep=Keep(by=lambda t: np.asarray(t.id, float), fraction=0.5))
+    with pytest.raises(PoloptError, match="keep: the statistic differs within a group"):
+        made.collect(Writers(policy=by_identity), 2, Cursor())
+
+
+def test_another_model_writes_its_share_of_the_prompts():
+    def other(tokens, lengths, ids):
+        return by_identity(tokens, lengths, ids + 7000)
+
+    made = collector(mixture=Mixture(share=0.4))
+    writers = Writers(policy=by_identity, other=other)
+    shares = []
+    for cursor in (Cursor(), Cursor(prompt=5, row=15)):
+        batch = made.collect(writers, 5, cursor).trajectories
+        np.testing.assert_array_equal(batch.id, cursor.row + np.arange(15))
+        np.testing.assert_array_equal(batch.prompt[::3], (cursor.prompt + np.arange(5)) % 6)
+        theirs = (batch.version == -1).all(axis=1)
+        assert (theirs == (batch.version == -1).any(axis=1)).all()
+        drawn = by_identity(None, None, np.where(theirs, 7000, 0) + batch.id)
+        for n in range(15):
+            k = drawn.length[n]
+            start = batch.prompt_length[n]
+            assert batch.tokens[n, start : start + k].tolist() == drawn.tokens[n, :k].tolist()
+        groups = theirs.reshape(5, 3)
+        assert (groups.all(axis=1) == groups.any(axis=1)).all()
+        shares.append(groups[:, 0])
+    assert [s.sum() for s in shares] == [2, 2]
+    assert (shares[0] != shares[1]).any()
 
 
 def test_a_reward_that_abstains_leaves_its_row_unscored():
     def reward(completion, example):
         return abstain("no opinion") if len(completion) < 2 else {"score": 1.0}
 
-    batch = collector(toy.task(reward=reward)).collect(by_identity, None, 6, Cursor()).trajectories
+    batch = (
+        collector(toy.task(reward=reward))
+        .collect(Writers(policy=by_identity), 6, Cursor())
+        .trajectories
+    )
     short = batch.length - batch.prompt_length < 2
     assert 0 < short.sum() < 18
     np.testing.assert_array_equal(batch.scored, ~short)
@@ -210,7 +323,7 @@ def test_a_round_of_abstentions_is_joined_with_one_that_is_paid():
         return abstain("closed") if example.index < 3 else {"right": 1.0}
 
     made = collector(toy.task(reward=reward), refill=Refill(by=spread, max_rounds=2))
-    batch = made.collect(by_identity, None, 3, Cursor()).trajectories
+    batch = made.collect(Writers(policy=by_identity), 3, Cursor()).trajectories
     assert not batch.scored.any()  # unanimous or unknown: nothing passed, the first round fills up
     assert all(part.shape == batch.tokens.shape for part in batch.reward_parts.values())
     assert not any(part.any() for part in batch.reward_parts.values())
@@ -222,7 +335,7 @@ def test_a_round_of_abstentions_is_joined_with_one_that_is_paid():
 def test_a_prompt_without_room_for_a_completion_is_one_line():
     long = toy.task(train=lambda i: dataclasses.replace(toy.example(i, i), prompt="a" * 28))
     with pytest.raises(PoloptError) as error:
-        collector(long).collect(by_identity, None, 2, Cursor(prompt=7))
+        collector(long).collect(Writers(policy=by_identity), 2, Cursor(prompt=7))
     assert str(error.value) == (
         "prompt 7 of toy has 29 tokens; the model's context of 32 less max_new_tokens=4 leaves 28"
     )

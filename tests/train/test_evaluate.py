@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polopt.rollout.collect import Collector, Cursor
+from polopt.rollout.collect import Collector, Cursor, Writers
 from polopt.rollout.sampler import Generated
 from polopt.tasks import abstain
 from polopt.train.evaluate import complete_all, evaluation, views
@@ -89,7 +89,7 @@ def test_several_completions_of_a_problem_have_ids_of_their_own():
 
 
 def test_views_of_a_rollout():
-    rollout = collector().collect(answering, None, 4, Cursor(row=1))
+    rollout = collector().collect(Writers(policy=answering), 4, Cursor(row=1))
     shown = views(rollout, [0, 3])
     assert [v.completion for v in shown] == ["zz", "a"]
     assert [v.prompt for v in shown] == [rollout.examples[0].prompt, rollout.examples[3].prompt]

@@ -22,8 +22,9 @@ from polopt.reward import batch_whiten, gae
 from polopt.rollout.collect import Cursor
 from polopt.train import checkpoint
 from polopt.train.config import to_json
-from polopt.train.loop import MAX_SKIPPED, Progress, train
+from polopt.train.loop import MAX_SKIPPED, train
 from polopt.train.record import unknown_keys
+from polopt.train.state import Progress, arrays
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, token_ratio, value_loss
 from polopt.types import info_values
@@ -68,7 +69,7 @@ def straight(request):
 def assert_same_run(run, folder, expected):
     """Metrics but for times, samples, counters, parameters, optimiser and memory."""
     assert left_behind(folder) == left_behind(expected)
-    like = run._start()
+    like = arrays(run._first())
     step, state, counters = checkpoint.restore(folder / "checkpoints", like)
     wanted_step, wanted, wanted_counters = checkpoint.restore(expected / "checkpoints", like)
     toy.assert_same_tree(state, wanted)
@@ -234,8 +235,8 @@ def recorded(run, folder):
     """(rows, weights, info) of every optimiser step of a run's first two batches."""
     update, calls = run.update, []
 
-    def recording(state, trajectories, prepared, rows):
-        state, info = update(state, trajectories, prepared, rows)
+    def recording(state, given, trajectories, prepared, rows):
+        state, info = update(state, given, trajectories, prepared, rows)
         weights = {name: np.asarray(w) for name, w in prepared.rows.weights.items()}
         calls.append((rows[rows < len(trajectories.id)], weights, info_values(info)))
         return state, info
@@ -286,7 +287,8 @@ def test_optimiser_and_reference_may_begin_anew_with_every_batch(on_one, tmp_pat
 def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
     run, _ = on_one
     now = Progress(state=run._start(), cursor=Cursor())
-    batch = run._score(now, run._rollout(now).trajectories)
+    given = run._fixed()
+    batch = run._score(now, given, run._rollout(now, given).trajectories)
     step_of = np.zeros(len(batch.id), np.int32)
     credit = []
     for step in (0, 0, 1):

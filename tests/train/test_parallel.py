@@ -67,12 +67,13 @@ def test_what_is_replicated_is_on_every_device_and_costs_no_second_compilation()
 
 
 def test_a_step_sums_over_devices_and_donates_its_state():
-    def update(state, trajectories, prepared, rows):
-        return state + jax.lax.psum(rows.sum(), "data") + trajectories, prepared
+    def update(state, given, trajectories, prepared, rows):
+        return state + given + jax.lax.psum(rows.sum(), "data") + trajectories, prepared
 
     form = Parallel(4, True)
-    state = form.replicate(jnp.float32(1))
-    after, info = form.step(update)(state, np.float32(10), np.float32(7), np.arange(8))
-    assert after.tolist() == [39.0] * 4
+    state, given = form.replicate((jnp.float32(1), jnp.float32(100)))
+    after, info = form.step(update)(state, given, np.float32(10), np.float32(7), np.arange(8))
+    assert after.tolist() == [139.0] * 4
     assert info.tolist() == 7
     assert state.is_deleted()
+    assert not given.is_deleted()

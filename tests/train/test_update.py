@@ -174,7 +174,7 @@ def gradient(alg, couples, parallel, micro):
     state = init_state({name: params[name] for name in modules}, KEEP, init(alg))
     update = parallel.step(make_update(alg, modules, KEEP, micro_batch=micro, axis=parallel.axis))
     padded = pad_rows(rows, round_up(len(rows), micro * parallel.devices), len(batch.length))
-    state, info = update(parallel.replicate(state), batch, prepared, padded)
+    state, info = update(parallel.replicate(state), {}, batch, prepared, padded)
     for copy in range(parallel.devices if parallel.pmap else 0):
         toy.assert_same_tree(
             jax.tree.map(lambda x, copy=copy: x[copy], state.opt_state),
@@ -247,17 +247,17 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     optimizer = optax.adamw(1e-2)
     update = Parallel().step(make_update(alg, {"policy": Recent()}, optimizer, micro_batch=7))
     state = init_state({"policy": params["policy"]}, optimizer, init(alg))
-    state, info = update(state, batch, prepared, rows)
+    state, info = update(state, {}, batch, prepared, rows)
     before = jax.device_get(state)
     assert int(before.opt_state[0].count) == 1
     assert float(info_values(info)["update/param_change"]) > 0
-    state, info = update(state, batch, poisoned, rows)
+    state, info = update(state, {}, batch, poisoned, rows)
     assert (int(state.step), int(state.skipped)) == (2, 1)
     assert not np.isfinite(info_values(info)["update/grad_norm"])
     assert float(info_values(info)["update/param_change"]) == 0
     for part in ("params", "opt_state", "memory"):
         toy.assert_same_tree(getattr(state, part), getattr(before, part))
-    state, _ = update(state, batch, prepared, rows)
+    state, _ = update(state, {}, batch, prepared, rows)
     assert (int(state.step), int(state.skipped)) == (3, 1)
     assert int(state.opt_state[0].count) == 2
     assert int(state.memory["update"]["trajectory/adaptive_clip"]["steps"]) == 2

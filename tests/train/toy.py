@@ -21,7 +21,7 @@ from polopt.train.config import TrainConfig
 from polopt.train.loop import Run
 from polopt.train.parallel import choose
 from polopt.train.record import open_record
-from polopt.train.setup import Policy, resolve, scale
+from polopt.train.setup import Policy, pool_of, resolve, scale
 from polopt.train.sinks import Fanout
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, kl_penalty, token_ratio
@@ -53,6 +53,9 @@ class Letters:
 
     def prompt(self, question):
         return [2, *(self.letters.index(c) for c in question)]
+
+    def encode(self, text):
+        return [self.letters.index(c) for c in text]
 
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i > 2)
@@ -160,12 +163,13 @@ def config(**changes):
     return TrainConfig(**{**settings, **changes})
 
 
-def make_run(algorithm, settings, on=None):
+def make_run(algorithm, settings, on=None, teacher=None):
     """A run whose compiled functions can be used for many folders: see `go`."""
     alg = scale(algorithm, settings)
     settings = resolve(settings, alg)
     parallel = choose(settings.parallel, settings.devices)
-    return Run(settings, alg, policy(), parallel, on or task(), None, None)
+    problems = pool_of(on or task(), alg, settings)
+    return Run(settings, alg, policy(), parallel, problems, None, None, teacher)
 
 
 def go(run, folder, *sinks, stop=None):

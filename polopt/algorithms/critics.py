@@ -5,10 +5,12 @@ from polopt.algorithm import Algorithm
 from polopt.divergence import k1
 from polopt.reward import batch_whiten, gae, kl_in_reward
 from polopt.trajectory import (
+    Sampling,
     Update,
     clip,
     entropy_bonus,
     policy_gradient,
+    positive_likelihood,
     token_ratio,
     value_loss,
 )
@@ -39,4 +41,31 @@ def ppo(*, kl: float = 0.02, gamma: float = 1.0, lam: float = 0.95) -> Algorithm
         trajectory=chain(token_ratio(), clip(0.2, 0.2), value_loss(1.0, 0.2)),
         aggregate=token_mean(),
         update=Update(epochs=1, minibatches=8),
+    )
+
+
+def vc_ppo(*, lam: float = 0.95, critic_lam: float = 1.0) -> Algorithm:
+    """VC-PPO (2503.01491): the critic is fitted to plain returns, the policy to GAE.
+
+    The critic's pre-training on the starting policy is a run of its own.
+    """
+    return Algorithm(
+        name="vc_ppo",
+        reward=chain(gae(1.0, lam, critic_lam), batch_whiten()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.2), value_loss(1.0, 0.2)),
+        aggregate=token_mean(),
+        update=Update(minibatches=8),
+    )
+
+
+def vapo(*, factor: float = 0.05, likelihood: float = 0.1) -> Algorithm:
+    """VAPO (2504.05118): VC-PPO with λ by length, clip higher, and imitation of what was right."""
+    imitation = positive_likelihood(likelihood)
+    return Algorithm(
+        name="vapo",
+        reward=chain(gae(1.0, 0.95, 1.0, factor), batch_whiten()),
+        trajectory=chain(token_ratio(), clip(0.2, 0.28), value_loss(1.0, 0.2), imitation),
+        aggregate=token_mean(),
+        sampling=Sampling(group_size=16),
+        update=Update(minibatches=8),
     )

@@ -1,0 +1,84 @@
+"""Baselines per position: what a token's return is compared with depends on how far it has come."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from polopt.numerics import (
+    label_ids,
+    row_length,
+    safe_exp,
+    segment_max,
+    segment_total,
+    suffix_sum,
+)
+from polopt.transform import piece
+from polopt.types import Array, Credit, Trajectories
+
+
+def _energy(trajectories: Trajectories, cap: Array | None) -> Array:
+    """f32[N,T]: Σ_{s≤t} (1 − 2π + Σ_v π²), the squared norm of the score of all logits so far."""
+    columns, mask = trajectories.columns, trajectories.action_mask
+    w = 1 - 2 * safe_exp(columns["logp_old"]) + columns["sum_prob_sq"]
+    if cap is not None:
+        ratio = safe_exp(columns["logp_old"] - columns["logp_behaviour"])
+        w = w * jnp.minimum(ratio, cap) ** 2
+    return jnp.cumsum(jnp.where(mask, w, 0), axis=1)
+
+
+def _second_longest(length: Array, group: Array, counted: Array) -> Array:
+    """[N]: the length of the second longest row of the group; the longest one's if two share it."""
+    longest = segment_max(jnp.where(counted, length, -1), group)
+    at_top = counted & (length == longest)
+    several = segment_total(at_top.astype(length.dtype), group) > 1
+    below = segment_max(jnp.where(counted & ~at_top, length, 0), group)
+    return jnp.where(several, longest, jnp.maximum(below, 0))
+
+
+@piece(
+    "reward",
+    reads="reward",
+    writes="value",
+    needs=("logp_old", "sum_prob_sq", "logp_behaviour"),
+    formula="A_it = G_it − Σ_j G_jt W_jt / Σ_j W_jt,  W = Σ_{s≤t} (1 − 2π + Σ_v π²)",
+    source="OTB, 2602.07078, eq. 10-13",
+    repairs=("no_baseline", "sparse_credit"),
+    min_group=2,
+    differs=(
+        "a group of one has credit 0; verl leaves it its return",
+        "rows are aligned by the number of the action token, which the authors do for rows with"
+        " observations: without them it is the position",
+    ),
+)
+def optimal_token_baseline(
+    credit: Credit,
+    trajectories: Trajectories,
+    *,
+    cap: float | None = None,
+    zero_tail: bool = True,
+    eps: float = 1e-8,
+) -> Credit:
+    """Compare a return to go with that of the group at the same place, weighed by score energy.
+
+    Args:
+      cap: weigh the energy by min(π_old/μ, cap)², where the sampler is not the trainer.
+      zero_tail: no baseline for the longest row beyond the second longest, which has no company.
+    """
+    mask, group = trajectories.action_mask, trajectories.group
+    scored = trajectories.scored & (trajectories.length > 0)
+    G, W = suffix_sum(credit.reward, 1.0, mask), _energy(trajectories, cap)
+    place = jnp.cumsum(mask, axis=1) - 1
+    counted = mask & scored[:, None]
+    rows = label_ids(group)[:, None] * mask.shape[1] + place
+    ids = jnp.where(counted & (group >= 0)[:, None], rows, -1).reshape(-1)
+    total = segment_total(jnp.where(counted, G * W, 0).reshape(-1), ids).reshape(mask.shape)
+    energy = segment_total(jnp.where(counted, W, 0).reshape(-1), ids).reshape(mask.shape)
+    baseline = total / (energy + eps)
+    if zero_tail:
+        second = _second_longest(row_length(mask), group, scored)
+        baseline = jnp.where(place >= second[:, None], 0, baseline)
+    company = segment_total(scored.astype(G.dtype), group) > 1
+    value = jnp.where(counted & company[:, None], G - baseline, 0)
+    return dataclasses.replace(credit, value=value)

@@ -1,0 +1,81 @@
+"""Where a run stands between two training steps, and how that is kept in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polopt.rollout.collect import Cursor
+from polopt.rollout.pool import Pool
+from polopt.train import checkpoint
+from polopt.train.parallel import Parallel
+from polopt.train.update import Params, TrainState
+
+_COUNTERS = ("barren", "first", "last")
+
+
+@dataclasses.dataclass
+class Progress:
+    """What moves from step to step."""
+
+    state: TrainState
+    cursor: Cursor = dataclasses.field(default_factory=Cursor)
+    pool: Pool = dataclasses.field(default_factory=dict)  # what is remembered of the prompts
+    average: Params = dataclasses.field(default_factory=dict)  # of policies, if it is a reference
+    step: int = 0  # training steps done: rollouts with their update
+    saved: int = -1  # step of the newest checkpoint
+    barren: int = 0  # steps in a row that were skipped whole
+    first: Mapping[str, float] | None = None
+    last: Mapping[str, float] | None = None
+
+    def spread(self, parallel: Parallel) -> Progress:
+        """The same with a copy on every device."""
+        state, average = parallel.replicate((self.state, self.average))
+        return dataclasses.replace(self, state=state, average=average)
+
+
+def arrays(now: Progress) -> dict[str, Any]:
+    """What a checkpoint holds besides counters; leaves of the train state keep their names."""
+    state = {field.name: getattr(now.state, field.name) for field in dataclasses.fields(now.state)}
+    return {**state, "pool": now.pool, "average": now.average}
+
+
+def save(folder: Path, now: Progress, parallel: Parallel) -> None:
+    """Write the checkpoint of a step; see `checkpoint.save`."""
+    state, average = jax.device_get(parallel.single((now.state, now.average)))
+    counters = {
+        "cursor": dataclasses.asdict(now.cursor),
+        **{name: getattr(now, name) for name in _COUNTERS},
+    }
+    held = arrays(dataclasses.replace(now, state=state, average=average))
+    checkpoint.save(folder, now.step, held, counters)
+    now.saved = now.step
+
+
+def restore(folder: Path, like: Progress) -> Progress | None:
+    """The newest checkpoint that is whole, on one device; None if there is none.
+
+    Args:
+      like: the run before its first step.
+    """
+    found = checkpoint.restore(folder, arrays(like))
+    if found is None:
+        return None
+    step, held, counters = found
+    pool = held.pop("pool")
+    # Copied: the state is donated, and JAX may not own memory that NumPy allocated.
+    held = jax.tree.map(jnp.array, held)
+    return Progress(
+        average=held.pop("average"),
+        state=TrainState(**held),
+        cursor=Cursor(**counters["cursor"]),
+        pool=pool,
+        step=step,
+        saved=step,
+        **{name: counters[name] for name in _COUNTERS},
+    )

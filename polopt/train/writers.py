@@ -1,0 +1,105 @@
+"""The compiled samplers of a run: the policy's own, and those that its sampling spec asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from polopt.models import MixedModel
+from polopt.rollout.collect import Collector, Writers
+from polopt.rollout.draw import Decoding
+from polopt.train.parallel import Parallel
+from polopt.train.rows import round_up
+from polopt.train.setup import Policy, completer
+from polopt.trajectory.sampling import Sampling
+
+# (params, key, prompts [P,S], lengths [P], ids [P,G], offset [P,G] or nothing) -> Generated
+Compiled = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samplers:
+    """Whoever may write in a run, without parameters."""
+
+    sampling: Sampling
+    policy: Compiled  # rollouts and evaluation
+    mixed: Compiled | None = None  # of (the policy's parameters, the other's)
+    other: Compiled | None = None
+    companion: Compiled | None = None
+
+    def writers(self, params: Mapping[str, Any], key: Any, beside: Any) -> Writers:
+        """Those of one rollout.
+
+        Args:
+          params: of the policy and of every other model that writes.
+          key: of the batch's draws.
+          beside: key of the companions'.
+        """
+        mixture, spec = self.sampling.mixture, self.sampling.companion
+        policy = functools.partial(self.policy, params["policy"], key)
+        other = companion = None
+        if mixture and self.mixed:
+            pair = params["policy"], params[mixture.policy]
+            policy = functools.partial(self.mixed, pair, key)
+        if mixture and self.other:
+            other = functools.partial(self.other, params[mixture.policy], key)
+        if spec and self.companion:
+            companion = functools.partial(self.companion, params[spec.policy], beside)
+        return Writers(policy=policy, other=other, companion=companion)
+
+
+def make_samplers(
+    policy: Policy,
+    modules: Mapping[str, Any],
+    decoding: Decoding,
+    collector: Collector,
+    parallel: Parallel,
+) -> Samplers:
+    """The samplers that a run needs; nothing is compiled yet.
+
+    Args:
+      modules: static handles of the models that the method reads.
+      decoding: how the batch is drawn, at a temperature that is a number.
+      collector: whose task says how long a call may write.
+    """
+    sampling = collector.sampling
+    mixture, spec = sampling.mixture, sampling.companion
+
+    def made(model: Any, how: Decoding = decoding) -> Compiled:
+        complete = completer(dataclasses.replace(policy, model=model), how, collector)
+        return _dealt(parallel.rows(complete, dealt=4), parallel.devices)
+
+    mixed = other = companion = None
+    if mixture and mixture.alpha:
+        pair = policy.model, modules[mixture.policy]
+        mixed = made(MixedModel(*pair, mixture.alpha, collector.temperature))
+    if mixture and mixture.share:
+        other = made(modules[mixture.policy])
+    if spec:
+        companion = made(modules[spec.policy], Decoding(greedy=True) if spec.greedy else decoding)
+    return Samplers(
+        sampling=sampling, policy=made(policy.model), mixed=mixed, other=other, companion=companion
+    )
+
+
+def _dealt(compiled: Callable[..., Any], devices: int) -> Compiled:
+    """The same for any number of prompts: padded until the devices share them evenly."""
+
+    def sample(
+        params: Any, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any = None
+    ) -> Any:
+        P, offset = len(prompts), np.zeros_like(ids) if offset is None else offset
+        room = round_up(P, devices)
+        padded = [
+            np.pad(x, ((0, room - P),) + ((0, 0),) * (x.ndim - 1))
+            for x in (prompts, lengths, ids, offset)
+        ]
+        out = compiled(params, key, *padded)
+        return jax.tree.map(lambda x: x[: P * ids.shape[1]], out)
+
+    return sample
