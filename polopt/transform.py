@@ -50,6 +50,7 @@ class Card:
     outputs: tuple[str, ...] = ()  # options that are a wanted column of the current models
     couples: str = "none"
     min_group: int = 1  # smallest group in which the piece gives any credit
+    from_nothing: bool = False  # it gives credit also where there was none before it
     clock: str | None = None
     invariant: tuple[str, ...] = ()
     purpose: str = ""

@@ -14,6 +14,7 @@ from polopt.reward import (
 from polopt.trajectory import (
     Mixture,
     Sampling,
+    Update,
     clip,
     detach_weight,
     divergence_loss,
@@ -22,6 +23,7 @@ from polopt.trajectory import (
     sorted_distance_loss,
     token_ratio,
 )
+from polopt.trajectory.sampling import Hindsight
 from polopt.transform import add, chain
 
 
@@ -75,16 +77,14 @@ def iw_opd(*, gain: float = 0.5) -> Algorithm:
 
 
 def sdpo() -> Algorithm:
-    """SDPO (2601.20802): the teacher is the policy itself, told what went wrong or right.
-
-    `logp_teacher` is recorded under the prompt with feedback, or with a sibling that succeeded.
-    """
+    """SDPO (2601.20802): the teacher is the policy itself, shown a sibling that succeeded."""
     return Algorithm(
         name="sdpo",
         reward=chain(outcome_return()),
         trajectory=chain(token_ratio(), reverse_kl_loss(bound=2.0)),
         aggregate=sequence_mean(),
         sampling=Sampling(group_size=8),
+        update=Update(reference="ema", teacher=Hindsight(policy="reference")),
     )
 
 

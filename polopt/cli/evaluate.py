@@ -16,6 +16,8 @@ EXAMPLES = """\
   polopt eval runs/grpo-chain_sum-0 --task-args max_terms=5 --problems 1000
   polopt eval runs/grpo-chain_sum-0 --samples 16  pass@1, 2, 4, 8 and 16"""
 
+_CUT = ("LENGTH", "TURN_LIMIT")
+
 
 def run(argv: Sequence[str], complete: Complete | None = None) -> int:
     """Measure and print; `complete` is `polopt.train.evaluate.complete` unless given."""
@@ -55,7 +57,7 @@ def measure(problems: Sequence[Sequence[SampleView]]) -> dict[str, float]:
     correct = [sum(bool(view.correct) for view in problem) for problem in problems]
     total = len(problems)
     low, high = wilson(sum(correct) / samples, total)
-    cut = sum(view.stop == "LENGTH" for problem in problems for view in problem)
+    cut = sum(view.stop in _CUT for problem in problems for view in problem)
     result = {
         "problems": total,
         "samples": samples,

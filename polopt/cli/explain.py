@@ -17,7 +17,7 @@ examples:
 _STYLES = (
     ("bold", r"^[A-Z].* side$|^(Token weights|Needs|Costs|Repairs|Held against)$|^Differs from .*"),
     ("bold", r"\A.*$"),
-    ("cyan", r"^ +[a-z_]\w*(?=\()"),
+    ("cyan", r"^ {2,6}[a-z_]\w*(?=\()"),
     ("dim", r"^ +(from|differs:) .*(\n {8,}\S.*)*"),
     ("green", r"^ {4,}\+ .*"),
     ("red", r"^ {4,}- .*"),

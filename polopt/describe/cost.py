@@ -96,15 +96,15 @@ def _models(alg: Algorithm) -> list[tuple[str, str]]:
 
 def _passes(alg: Algorithm) -> list[tuple[str, str]]:
     rows = []
-    if _scores_old(alg):
-        also = [name for name in needs(alg) if name == "sum_prob_sq"]
-        rows.append(
-            (
-                "logp_old",
-                "one more forward pass of the policy over each rollout"
-                + "".join(f", which also gives {name}" for name in also),
-            )
-        )
+    scored = ["logp_old"] if _scores_old(alg) else []
+    scored += [name for name in needs(alg) if name == "sum_prob_sq"]
+    if scored:
+        line = "one more forward pass of the policy over each rollout"
+        rows.append((", ".join(scored), line))
+    if alg.update.teacher is not None:
+        whom = "the policy" if alg.update.teacher.policy == "policy" else "the reference"
+        line = f"{whom} reads each row once more, after a completion that succeeded"
+        rows.append(("hindsight", f"{line}: one longer forward pass over each rollout"))
     steps = alg.update.epochs * alg.update.minibatches
     if steps > 1:
         rows.append(

@@ -40,12 +40,12 @@ def difference(old: Algorithm, new: Algorithm) -> dict[str, list[Change]]:
 
 def _links(old: Link, new: Link) -> list[Change]:
     before, after = outline(old), outline(new)
-    names = [[(depth, name) for depth, name, _ in rows] for rows in (before, after)]
+    names = [[name for _, name, _ in rows] for rows in (before, after)]
     out: list[Change] = []
     matcher = difflib.SequenceMatcher(None, names[0], names[1], autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
-            for (depth, name, was), (_, _, now) in zip(before[a:b], after[c:d], strict=True):
+            for (_, name, was), (depth, _, now) in zip(before[a:b], after[c:d], strict=True):
                 out += _matched(depth, name, was, now)
             continue
         out += [Change(REMOVED, depth, _text(name, piece)) for depth, name, piece in before[a:b]]

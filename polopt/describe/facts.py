@@ -108,7 +108,9 @@ def models(alg: Algorithm) -> tuple[str, ...]:
     names = [*needs(alg), *(name_of(want) for want in wants(alg))]
     found = {COLUMNS[name].model for name in names if name in COLUMNS}
     found |= {model for want in wants(alg) for model in getattr(want, "models", ())}
-    for helper in (alg.sampling.companion, alg.sampling.mixture):
+    if alg.update.teacher is not None:  # the policy itself, in hindsight
+        found -= {"teacher"}
+    for helper in (alg.sampling.companion, alg.sampling.mixture, alg.update.teacher):
         found |= {helper.policy} if helper else set()
     return tuple(name for name in MODELS if name in found)
 

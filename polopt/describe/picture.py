@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polopt.catalogue import FAMILIES, METHODS
 from polopt.describe.facts import method_map
@@ -39,7 +39,7 @@ class _Grid(NamedTuple):
 
 _WIDTH, _HEIGHT = 1920.0, 1080.0
 _HEAD, _SIDE, _FOOT, _RIGHT = 168.0, 236.0, 84.0, 30.0
-_CHARACTER, _PADDING, _LINE = 8.05, 18.0, 25.0
+_CHARACTER, _PADDING, _LINE = 8.05, 18.0, 30.0
 _INSET = 9.0
 _UNDATED: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
@@ -79,94 +79,73 @@ def draw_map(out: Path) -> Path:
 def _layout(cells: Cells) -> _Grid:
     rows = sorted({row for row, _ in cells})
     columns = sorted({column for _, column in cells})
-    slots = {
-        c: max(_CHARACTER * len(key) for (_, at), keys in cells.items() if at == c for key in keys)
-        + _PADDING
-        for c in columns
-    }
-    lanes = dict.fromkeys(columns, 1)
-    room = _WIDTH - _SIDE - _RIGHT
-
-    def heights() -> list[int]:
-        return [max(-(-len(cells.get((r, c), ())) // lanes[c]) for c in columns) for r in rows]
-
-    def width(c: int, more: int = 0) -> float:
-        title = max(len(COLUMNS[c].title) * 9.4, len(COLUMNS[c].text) * 7.0)
-        return max((lanes[c] + more) * (slots[c] + 6), title) + 2 * _INSET
-
-    while True:  # widen the column that saves the most lines, while there is room
-        used, lines = sum(map(width, columns)), sum(heights())
-        saved: dict[int, int] = {}
-        for c in columns:
-            if used - width(c) + width(c, 1) <= room:
-                lanes[c] += 1
-                saved[c] = lines - sum(heights())
-                lanes[c] -= 1
-        best = max(saved, key=lambda c: saved[c], default=None)
-        if best is None or saved[best] == 0:
-            break
-        lanes[best] += 1
-    spare = (room - sum(map(width, columns))) / len(columns)
-    left = list(itertools.accumulate((width(c) + spare for c in columns), initial=_SIDE))
+    longest = {c: max(len(key) for at in cells if at[1] == c for key in cells[at]) for c in columns}
+    slots = {c: _CHARACTER * letters + _PADDING for c, letters in longest.items()}
+    lanes = _widened(cells, rows, slots)
+    widths = [_width(c, lanes[c], slots[c]) for c in columns]
+    spare = (_WIDTH - _SIDE - _RIGHT - sum(widths)) / len(columns)
+    left = list(itertools.accumulate((width + spare for width in widths), initial=_SIDE))
     tall = _HEIGHT - _HEAD - _FOOT
-    shown = [max(lines, 1.5) for lines in heights()]
-    line = min(_LINE + 5, (tall - 2 * _INSET * len(rows)) / sum(shown))
-    extra = (tall - sum(shown) * line) / len(rows)
-    top = list(itertools.accumulate((lines * line + extra for lines in shown), initial=_HEAD))
+    lines = [max(n, 1.5) for n in _lines(cells, rows, lanes)]  # a row's head has two lines
+    line = min(_LINE, (tall - 2 * _INSET * len(rows)) / sum(lines))
+    extra = (tall - sum(lines) * line) / len(rows)
+    top = list(itertools.accumulate((n * line + extra for n in lines), initial=_HEAD))
     return _Grid(rows, columns, lanes, slots, left, top, line)
 
 
+def _widened(cells: Cells, rows: list[int], slots: dict[int, float]) -> dict[int, int]:
+    """Labels side by side in each column: more where that saves the most lines, while it fits."""
+    lanes = dict.fromkeys(slots, 1)
+    while True:
+        wider = [{**lanes, c: lanes[c] + 1} for c in lanes]
+        fit = [
+            one
+            for one in wider
+            if sum(_width(c, n, slots[c]) for c, n in one.items()) <= _WIDTH - _SIDE - _RIGHT
+        ]
+        best = min([lanes, *fit], key=lambda one: sum(_lines(cells, rows, one)))
+        if best is lanes:
+            return lanes
+        lanes = best
+
+
+def _lines(cells: Cells, rows: list[int], lanes: dict[int, int]) -> list[int]:
+    """The lines of labels that each row takes."""
+    return [max(-(-len(cells.get((r, c), ())) // n) for c, n in lanes.items()) for r in rows]
+
+
+def _width(column: int, lanes: int, slot: float) -> float:
+    head = max(len(COLUMNS[column].title) * 9.4, len(COLUMNS[column].text) * 7.0)
+    return max(lanes * (slot + 6), head) + 2 * _INSET
+
+
+def _say(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    axes.text(x, y, text, **{"color": _INK, "va": "center", **style})
+
+
 def _titles(axes: Axes, count: int) -> None:
-    axes.text(
-        30,
-        40,
-        "LLM policy optimisation on one map",
-        size=21,
-        weight="bold",
-        color=_INK,
-        va="center",
-    )
-    axes.text(
-        30,
-        76,
+    _say(axes, 30, 40, "LLM policy optimisation on one map", size=21, weight="bold")
+    words = (
         f"{count} methods by what they change of REINFORCE,   "
         r"$\nabla J = \mathbb{E}_{\tau\sim p_\theta}[\,R(\tau)\,\nabla\log p_\theta(\tau)\,]$,"
-        "   read from their compositions in polopt",
-        size=12.5,
-        color=_FAINT,
-        va="center",
+        "   read from their compositions in polopt"
     )
+    _say(axes, 30, 76, words, size=12.5, color=_FAINT)
 
 
 def _heads(axes: Axes, grid: _Grid) -> None:
     right, bottom = grid.left[-1], grid.top[-1]
-    axes.text(
-        _SIDE, 110, "reward side   R(τ)  →", size=11.5, color=_FAINT, style="italic", va="center"
-    )
-    axes.text(
-        30,
-        _HEAD - 30,
-        "trajectory side\n" + "$p_\\theta(\\tau)$  ↓",
-        size=11.5,
-        color=_FAINT,
-        style="italic",
-        va="center",
-        linespacing=1.4,
-    )
+    faint = {"size": 11.5, "color": _FAINT, "style": "italic"}
+    _say(axes, _SIDE, 110, "reward side   R(τ)  →", **faint)
+    side = "trajectory side\n$p_\\theta(\\tau)$  ↓"
+    _say(axes, 30, _HEAD - 30, side, linespacing=1.4, **faint)
     for i, column in enumerate(grid.columns):
         _head(axes, COLUMNS[column], (grid.left[i] + grid.left[i + 1]) / 2, 137, "center")
     for i, row in enumerate(grid.rows):
-        _head(axes, ROWS[row], 30, (grid.top[i] + grid.top[i + 1]) / 2 - 9, "left")
+        top, below = grid.top[i], grid.top[i + 1]
+        _head(axes, ROWS[row], 30, (top + below) / 2 - 9, "left")
         if i % 2 == 0:
-            axes.axhspan(
-                grid.top[i],
-                grid.top[i + 1],
-                20 / _WIDTH,
-                right / _WIDTH,
-                color="#F4F6F9",
-                lw=0,
-                zorder=0,
-            )
+            axes.fill_between([20, right], top, below, color="#F4F6F9", lw=0, zorder=0)
     for x in grid.left:
         axes.plot([x, x], [grid.top[0], bottom], color=_RULE, lw=0.8, zorder=1)
     for y in (grid.top[0], bottom):
@@ -174,8 +153,8 @@ def _heads(axes: Axes, grid: _Grid) -> None:
 
 
 def _head(axes: Axes, line: Line, x: float, y: float, align: str) -> None:
-    axes.text(x, y, line.title, size=12, weight="bold", color=_INK, ha=align, va="center")
-    axes.text(x, y + 19, line.text, size=9.3, color=_FAINT, ha=align, va="center")
+    _say(axes, x, y, line.title, size=12, weight="bold", ha=align)
+    _say(axes, x, y + 19, line.text, size=9.3, color=_FAINT, ha=align)
 
 
 def _cell(axes: Axes, grid: _Grid, i: int, j: int, keys: Sequence[str]) -> None:
@@ -193,49 +172,26 @@ def _cell(axes: Axes, grid: _Grid, i: int, j: int, keys: Sequence[str]) -> None:
 
 
 def _label(axes: Axes, key: str, x: float, y: float, width: float, line: float) -> None:
+    hue = _HUES[FAMILIES.index(METHODS[key].family) % len(_HUES)]
+    _pill(axes, x, y, width, min(line - 5, 22), hue)
+    _say(axes, x, y + 0.5, key, size=9.6, family="monospace", ha="center", va="center_baseline")
+
+
+def _pill(axes: Axes, x: float, y: float, width: float, height: float, hue: str) -> None:
+    """A rounded box around `(x, y)`."""
     from matplotlib.patches import FancyBboxPatch
 
-    tall = min(line - 5, 22)
-    hue = _HUES[FAMILIES.index(METHODS[key].family) % len(_HUES)]
-    box = FancyBboxPatch(
-        (x - width / 2, y - tall / 2),
-        width,
-        tall,
-        boxstyle="round,pad=0,rounding_size=6",
-        mutation_aspect=1,
-        facecolor=hue,
-        edgecolor="none",
-        zorder=2,
-    )
-    axes.add_patch(box)
-    axes.text(
-        x,
-        y + 0.5,
-        key,
-        size=9.6,
-        family="monospace",
-        color=_INK,
-        ha="center",
-        va="center_baseline",
-        zorder=3,
+    corner = (x - width / 2, y - height / 2)
+    style = "round,pad=0,rounding_size=6"
+    axes.add_patch(
+        FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=hue, edgecolor="none")
     )
 
 
 def _legend(axes: Axes) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     widths = [len(family) * 7.0 + 56 for family in FAMILIES]
     x, y = (_WIDTH - sum(widths)) / 2 + 8, _HEIGHT - 42
     for family, width, hue in zip(FAMILIES, widths, itertools.cycle(_HUES), strict=False):
-        axes.add_patch(
-            FancyBboxPatch(
-                (x, y - 8),
-                22,
-                16,
-                boxstyle="round,pad=0,rounding_size=5",
-                facecolor=hue,
-                edgecolor="none",
-            )
-        )
-        axes.text(x + 29, y + 0.5, family, size=10.3, color=_INK, va="center")
+        _pill(axes, x + 11, y, 22, 16, hue)
+        _say(axes, x + 29, y + 0.5, family, size=10.3)
         x += width

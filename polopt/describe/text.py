@@ -110,10 +110,7 @@ def _needs(made: Algorithm, entry: Facts) -> list[tuple[str, str]]:
 
 
 def _column(name: str, kind: str) -> str:
-    known = COLUMNS.get(name)
-    if known is None:
-        return kind
-    return f"{known.text} ({kind}{f', from the {known.model}' if known.model else ''})"
+    return f"{COLUMNS[name].text} ({kind})" if name in COLUMNS else kind
 
 
 def _repairs(made: Algorithm, entry: Facts) -> list[tuple[str, str]]:

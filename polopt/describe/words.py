@@ -70,10 +70,8 @@ def outline(link: Link, depth: int = 0) -> list[tuple[int, str, Transform | None
         return [(depth, link.name, link)]
     if isinstance(link, Add):
         rows: list[tuple[int, str, Transform | None]] = []
-        for weight, branch in zip(link.weights, link.links, strict=True):
-            rows.append(
-                (depth, f"plus {shown(weight)} times" if rows else f"{shown(weight)} times", None)
-            )
+        for i, (weight, branch) in enumerate(zip(link.weights, link.links, strict=True), 1):
+            rows.append((depth, f"branch {i} of {len(link.links)}, weight {shown(weight)}", None))
             rows += outline(branch, depth + 1)
         return rows
     assert isinstance(link, Chain)

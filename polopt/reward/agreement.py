@@ -14,7 +14,7 @@ from polopt.types import Array, Credit, Trajectories
 def _votes(trajectories: Trajectories) -> tuple[Array, Array]:
     """f32[N]: how many scored rows of the group give the row's answer, and how many rows it has."""
     counted = (trajectories.scored & (trajectories.length > 0)).astype(float)
-    answer = trajectories.columns["answer"].astype(int)
+    answer = jnp.asarray(trajectories.columns["answer"], jnp.int32)
     ids = label_ids(trajectories.group, jnp.where(counted > 0, answer, -1))
     return segment_total(counted, ids), segment_total(counted, trajectories.group)
 
@@ -31,10 +31,10 @@ def _votes(trajectories: Trajectories) -> tuple[Array, Array]:
 def majority_vote_reward(credit: Credit, trajectories: Trajectories) -> Credit:
     """Take the most frequent answer for the right one. Whatever was earned is not read."""
     votes, _ = _votes(trajectories)
-    group, answer = trajectories.group, trajectories.columns["answer"].astype(int)
+    group, answer = trajectories.group, jnp.asarray(trajectories.columns["answer"], jnp.int32)
     most = segment_max(votes, group)
     leading = (votes > 0) & (votes == most)
-    winner = -segment_max(jnp.where(leading, -answer, jnp.iinfo(answer.dtype).min + 1), group)
+    winner = -segment_max(jnp.where(leading, -answer, -jnp.iinfo(jnp.int32).max), group)
     sequence = (leading & (answer == winner)).astype(float)
     return dataclasses.replace(credit, sequence=sequence)
 

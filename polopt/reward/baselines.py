@@ -108,6 +108,7 @@ def constant_baseline(credit: Credit, trajectories: Trajectories, *, value: floa
     formula="A_i − δ",
     source="AsymRE, 2506.20520, eq. 4",
     repairs=("staleness",),
+    from_nothing=True,
 )
 def shift_baseline(credit: Credit, trajectories: Trajectories, *, by: float = -0.1) -> Credit:
     """Move the baseline: below the mean, what was good weighs more than what was bad."""

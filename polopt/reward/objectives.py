@@ -14,7 +14,10 @@ from polopt.transform import piece
 from polopt.types import Credit, Trajectories
 
 
-def objective_weights(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+Weights = tuple[tuple[str, float], ...]  # of components by name; structure, not a number
+
+
+def objective_weights(weights: Mapping[str, float]) -> Weights:
     """Weights of reward components by name, in the form that a piece can hold."""
     return tuple(sorted((name, float(weight)) for name, weight in weights.items()))
 
@@ -33,7 +36,7 @@ def per_objective_group_norm(
     credit: Credit,
     trajectories: Trajectories,
     *,
-    weights: tuple[tuple[str, float], ...] = (),
+    weights: Weights = (),
     eps: float = 1e-6,
     ddof: int = 1,
 ) -> Credit:

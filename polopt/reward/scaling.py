@@ -57,6 +57,9 @@ def _whitened(x: Array, weight: Array, eps: Array, ddof: int) -> Array:
     """(x − mean) / sqrt(var + ε) under weights, zero where there is none."""
     counted, count = weight > 0, jnp.sum(weight)
     mean = masked_sum(weight * x, counted) / jnp.maximum(count, 1e-30)
+    # Credits of groups sum to zero: what rounding leaves of their mean is not one.
+    noise = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0, where=counted)
+    mean = jnp.where(jnp.abs(mean) > noise, mean, 0)
     low = jnp.min(x, initial=jnp.inf, where=counted)
     high = jnp.max(x, initial=-jnp.inf, where=counted)
     # Equal credits are zero exactly: what rounding leaves would be divided by sqrt(eps).

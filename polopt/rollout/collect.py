@@ -22,7 +22,7 @@ from polopt.rollout import branches, episodes
 from polopt.rollout.blocks import Block, highest, passed
 from polopt.rollout.measure import outcome
 from polopt.rollout.pool import VALUE, Pool, learn, pick
-from polopt.rollout.rows import BUCKET, Row, Sampler, begin, record, whole_turn
+from polopt.rollout.rows import ANSWER, BUCKET, NO_LABEL, Row, Sampler, begin, record, whole_turn
 from polopt.tasks.score import SINGLE, score_all
 from polopt.tasks.task import Example, Task
 from polopt.trajectory.sampling import Branch, Sampling
@@ -122,7 +122,7 @@ class Collector:
           PoloptError: a prompt leaves no room for a completion.
         """
         ids = [self.tokenizer.prompt(example.prompt) for example in examples]
-        room = self._prompt_room()
+        room = max(self._prompt_room(), 0)
         for example, tokens in zip(examples, ids, strict=True):
             if len(tokens) > room:
                 raise PoloptError(
@@ -130,8 +130,7 @@ class Collector:
                     f"model's context of {self.max_length} less {self._taken()} leaves {room}"
                 )
         length = np.array([len(tokens) for tokens in ids], np.int32)
-        width = min(-(-int(length.max()) // BUCKET) * BUCKET, room)
-        padded = np.zeros((len(ids), width), np.int32)
+        padded = np.zeros((len(ids), self._prompt_width(int(length.max()))), np.int32)
         for row, tokens in zip(padded, ids, strict=True):
             row[: len(tokens)] = tokens
         return padded, length
@@ -140,6 +139,9 @@ class Collector:
         # A turn is sampled with all of its room, however little of it a row has left.
         last = self.turn_tokens if self.repeated else 0
         return self.max_length - self.room - last
+
+    def _prompt_width(self, longest: int) -> int:
+        return min(-(-longest // BUCKET) * BUCKET, self._prompt_room())
 
     def _taken(self) -> str:
         """What of the context is not for prompts."""
@@ -349,11 +351,10 @@ class Collector:
         """
         texts = [self.tokenizer.decode(row.after.tolist()) for row in rows]
         scores = score_all(self.task.reward, texts, [row.example for row in rows])
-        widest = max(len(row.prompt) for row in rows)
         environment = self.task.environment
         trajectories = record(
             rows,
-            prompt_width=min(-(-widest // BUCKET) * BUCKET, self._prompt_room()),
+            prompt_width=self._prompt_width(max(len(row.prompt) for row in rows)),
             room=self.room,
             temperature=self.temperature,
             parts=environment.parts if environment else (),
@@ -362,7 +363,17 @@ class Collector:
             scored=scores.scored,
             endless=self.task.size is None,
         )
+        columns = {**trajectories.columns, **self._answers(texts)}
+        trajectories = dataclasses.replace(trajectories, columns=columns)
         return trajectories, [self._shown(row) for row in rows] if environment else texts
+
+    def _answers(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Labels i32[N] of the answers, equal where they are; nothing if the task finds none."""
+        if self.task.answer is None:
+            return {}
+        found = (self.task.answer(text) for text in texts)
+        labels = [NO_LABEL if answer is None else episodes.stable_hash(answer) for answer in found]
+        return {ANSWER: np.array(labels, np.int32)}
 
     def _shown(self, row: Row) -> str:
         texts = (self.tokenizer.decode(part.tokens.tolist()) for part in row.segments)

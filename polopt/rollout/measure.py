@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from polopt.tasks.score import SINGLE
-from polopt.types import Array, Trajectories, truncated
+from polopt.types import Array, Stop, Trajectories, truncated
 
 _ROUNDING = 1e-6  # float32 parts of 0.1, 0.2 and 0.7 do not quite make 1
 
@@ -32,9 +33,12 @@ def correct(trajectories: Trajectories) -> np.ndarray:
 def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
     """Flat metrics of a batch, named as in the run's schema.
 
+    Where another model wrote some rows, all but `rollout/tokens` speak of the policy's.
+
     `policy/entropy` is −mean(log-probability) of the sampled tokens: an unbiased estimate that
     costs nothing, under the tempered, unfiltered distribution.
     """
+    drawn, trajectories = int(np.sum(trajectories.action_mask)), _of_policy(trajectories)
     scored, reward = np.asarray(trajectories.scored), outcome(trajectories)
     tokens = np.asarray(trajectories.action_mask)
     length = tokens.sum(1)
@@ -47,13 +51,24 @@ def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
         "rollout/length": float(length.mean()),
         "rollout/length_max": int(length.max()),
         "rollout/truncated": float(np.asarray(truncated(np.asarray(trajectories.stop))).mean()),
-        "rollout/tokens": int(tokens.sum()),
+        "rollout/tokens": drawn,
+        "rollout/turns": float((np.asarray(trajectories.turn).max(1) + 1).mean()),
+        "rollout/tool_errors": float((np.asarray(trajectories.stop) == Stop.TOOL_ERROR).mean()),
         "policy/entropy": float(-logp[tokens].mean()) if tokens.any() else 0.0,
     }
     for name, part in trajectories.reward_parts.items():
         total = _total(part)[scored]
         metrics[f"reward/part/{name}"] = float(total.mean()) if total.size else 0.0
     return {**metrics, **_groups(trajectories, reward)}
+
+
+def _of_policy(trajectories: Trajectories) -> Trajectories:
+    """The rows that the policy wrote alone; all of them if it wrote none so."""
+    other = np.asarray(trajectories.action_mask) & (np.asarray(trajectories.version) < 0)
+    own = ~other.any(axis=1)
+    if own.all() or not own.any():
+        return trajectories
+    return jax.tree.map(lambda x: np.asarray(x)[own], trajectories)
 
 
 def _groups(trajectories: Trajectories, reward: np.ndarray) -> dict[str, float]:

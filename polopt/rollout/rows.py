@@ -21,6 +21,7 @@ BUCKET = 16  # prompts are padded to a multiple, so that few shapes are ever com
 NO_LABEL = -1
 AT_PROMPT = 0  # label of the one state that a row without an environment acts in
 LABELS = ("anchor", "node")  # columns that a segment may bring
+ANSWER = "answer"  # a column of labels of rows
 
 
 class Sampler(Protocol):

@@ -31,6 +31,16 @@ class Reply:
 class Environment:
     """How episodes of a task go: turns of the model, and an observation after each.
 
+    >>> clock = Environment(  # tells the time to whoever asks for it
+    ...     start=lambda example: 12,
+    ...     step=lambda hour, text: Reply(state=hour + 1, text=f" {hour}:00", done="?" not in text),
+    ...     label=str,
+    ...     stop=("?",),
+    ... )
+    >>> reply = clock.step(clock.start(None), "What time is it?")
+    >>> reply.text, clock.label(reply.state), reply.done
+    (' 12:00', '13', False)
+
     A turn ends with the model's end of sequence, with a token whose text holds one of `stop`, or
     after `turn_tokens` tokens; in the last case the episode ends, for such a turn may be half a
     call. The token that ended a turn is the model's own: it is trained on and seen by `step`.

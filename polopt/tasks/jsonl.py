@@ -66,6 +66,7 @@ def jsonl_task(
         train=functools.partial(_train, train, seed),
         held_out=_numbered([row for row in rows if row.prompt in outside]),
         reward=reward or functools.partial(_exact, extract),
+        answer=extract,
         size=len(train),
         settings=settings,
     )

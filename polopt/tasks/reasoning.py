@@ -71,6 +71,7 @@ def reasoning_task(
         train=functools.partial(_train, source, texts, seed * _SPREAD),
         held_out=kept,
         reward=functools.partial(_reward, source, extract),
+        answer=extract,
         settings=settings,
     )
 

@@ -55,6 +55,7 @@ class Task:
     train: Callable[[int], Example]
     held_out: tuple[Example, ...]
     reward: Reward
+    answer: Callable[[str], str | None] | None = None  # finds it in a text; None: nothing does
     environment: Environment | None = None  # None: one completion per prompt
     size: int | None = None  # distinct training examples, None when the stream is endless
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON: rebuilds the task

@@ -263,11 +263,13 @@ def degenerate(method: Make, *, seed: int = 0, trajectories: Trajectories | None
 
 
 def _needs_company(alg: Algorithm) -> bool:
-    """Whether a piece says that it gives no credit to a group of one, and nothing adds to it."""
-    links = alg.reward.links
-    return all(isinstance(link, Transform) for link in links) and any(
-        link.card.min_group > 1 for link in links
-    )
+    """Whether a piece says that it gives no credit to a group of one, and none after it does."""
+    company = False
+    for link in alg.reward.links:
+        if not isinstance(link, Transform):
+            return False
+        company = (company or link.card.min_group > 1) and not link.card.from_nothing
+    return company
 
 
 # ---------------------------------------------------------------- law 6

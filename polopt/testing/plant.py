@@ -78,7 +78,7 @@ def _only_padding(batch: Trajectories) -> Trajectories:
 
 def _alone(batch: Trajectories) -> Trajectories:
     own = np.where(batch.group < 0, -1, np.arange(len(batch.group), dtype=np.int32))
-    return dataclasses.replace(batch, group=own, episode=own)
+    return dataclasses.replace(batch, group=own, episode=own, prompt=own)
 
 
 ALONE = "groups of one"

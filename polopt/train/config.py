@@ -28,7 +28,7 @@ class TrainConfig:
     """Hyper-parameters of the method to replace, as link.name=number: clip.low=0.1."""
 
     task: str = "chain_sum"
-    """Where prompts and verified rewards come from: a family of reasoning-gym."""
+    """Where prompts and verified rewards come from: a family of reasoning-gym, or calculator."""
     task_args: tuple[str, ...] = ()
     """Settings of the task, as name=value: max_terms=4."""
     data: str | None = None

@@ -30,6 +30,7 @@ from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
+from polopt.train.hindsight import in_place, told
 from polopt.train.models import DRIFT, first_params, roles
 from polopt.train.parallel import Parallel, choose
 from polopt.train.record import SCHEMA, Record, open_record
@@ -191,7 +192,7 @@ class Run:
         given = self._given(now)
         rollout = self._rollout(now, given)
         sampled = time.perf_counter()
-        trajectories = self._score(now, given, rollout.trajectories)
+        trajectories = self._score(now, given, rollout)
         scored = time.perf_counter()
         info = self._update(now, given, trajectories)
         end = time.perf_counter()
@@ -253,19 +254,34 @@ class Run:
             return {**self.given, "reference": jax.tree.map(jnp.copy, now.state.params["policy"])}
         return self.given
 
-    def _score(self, now: Progress, given: Params, trajectories: Trajectories) -> Trajectories:
+    def _score(self, now: Progress, given: Params, rollout: Rollout) -> Trajectories:
         """Add the columns that the pieces need."""
-        N = len(trajectories.length)
-        rows = pad_rows(np.arange(N), round_up(N, self.micro * self.parallel.devices), N)
+        trajectories, everyone = rollout.trajectories, {**given, **now.state.params}
         made: dict[str, Any] = {}
         if self.roles.columns:
-            out = self.scorer({**given, **now.state.params}, trajectories, rows)
+            rows, N = self._all_rows(trajectories)
+            out = self.scorer(everyone, trajectories, rows)
             made = {name: out[name_of(want)][:N] for name, want in self.roles.columns.items()}
         if self.roles.drift:
             again, then = recalled(now.pool, trajectories)
-            made[DRIFT] = drift(then, self.logp(now.state.params, again, rows)["logp"][:N])
+            made[DRIFT] = drift(then, self._logp(everyone["policy"], again))
+        if spec := self.roles.hindsight:
+            room = self.policy.model.config.max_length
+            shown = told(spec, rollout, self.policy.tokenizer, room)
+            said = self._logp(everyone[spec.policy], shown)
+            made["logp_teacher"] = in_place(said, shown, trajectories)
         columns = {**trajectories.columns, **jax.tree.map(np.asarray, made)}
         return dataclasses.replace(trajectories, columns=columns)
+
+    def _logp(self, params: Params, trajectories: Trajectories) -> np.ndarray:
+        """f32[N,T]: what a policy says of a batch."""
+        rows, N = self._all_rows(trajectories)
+        return np.asarray(self.logp({"policy": params}, trajectories, rows)["logp"][:N])
+
+    def _all_rows(self, trajectories: Trajectories) -> tuple[np.ndarray, int]:
+        """Row numbers, padded until the devices share them evenly, and how many are real."""
+        N = len(trajectories.length)
+        return pad_rows(np.arange(N), round_up(N, self.micro * self.parallel.devices), N), N
 
     def _update(self, now: Progress, given: Params, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""

@@ -17,7 +17,8 @@ from polopt.columns import kl_full, models_of
 from polopt.compose import RECORDED
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel, PartitionModel, ValueModel
-from polopt.rollout.rows import LABELS
+from polopt.rollout.rows import ANSWER, LABELS
+from polopt.trajectory.sampling import Hindsight
 from polopt.transform import Want
 
 SCORED: Mapping[str, Want] = {
@@ -42,6 +43,7 @@ class Roles:
     update: tuple[str, ...]  # of those, the ones that an optimiser step reads
     columns: dict[str, Want]  # what is scored at the start of a batch's update
     drift: bool  # whether the last response to every prompt is scored again
+    hindsight: Hindsight | None  # who says `logp_teacher`, if not a model of its own
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -81,15 +83,22 @@ def roles(alg: Algorithm, policy: LanguageModel, teacher: LanguageModel | None) 
                 f"{alg.name or 'the algorithm'} reads a model {name!r}; there are {', '.join(able)}"
             )
     modules = {name: able[name] for name in names}
-    return Roles(modules=modules, update=update, columns=columns, drift=DRIFT in needs(alg))
+    needed = needs(alg)
+    return Roles(
+        modules=modules,
+        update=update,
+        columns=columns,
+        drift=DRIFT in needed,
+        hindsight=alg.update.teacher if "logp_teacher" in needed else None,
+    )
 
 
 def models_read(alg: Algorithm) -> tuple[str, ...]:
     """Every model that a method reads, "policy" first."""
     recorded = [model for want in scored(alg).values() for model in models_of(want)]
-    mixture, companion = alg.sampling.mixture, alg.sampling.companion
-    writing = [spec.policy for spec in (mixture, companion) if spec is not None]
-    return tuple(dict.fromkeys([*in_update(alg), *recorded, *writing]))
+    specs = alg.sampling.mixture, alg.sampling.companion, alg.update.teacher
+    named = [spec.policy for spec in specs if spec is not None]
+    return tuple(dict.fromkeys([*in_update(alg), *recorded, *named]))
 
 
 def in_update(alg: Algorithm) -> tuple[str, ...]:
@@ -105,7 +114,9 @@ def scored(alg: Algorithm) -> dict[str, Want]:
     """
     needed = dict.fromkeys(needs(alg))
     companion = alg.sampling.companion
-    there = {*RECORDED, *LABELS, DRIFT} | ({companion.column} if companion else set())
+    there = {*RECORDED, *LABELS, ANSWER, DRIFT} | ({companion.column} if companion else set())
+    there -= {"node"} if alg.sampling.branch is None else set()
+    there |= {"logp_teacher"} if alg.update.teacher else set()
     if single_step(alg) and "logp_old" not in _early(alg):
         there |= {"logp_old"}  # inside the loss it is the current log-probability
     unknown = [name for name in needed if name not in there and name not in SCORED]

@@ -51,6 +51,8 @@ SCHEMA: dict[str, tuple[str, str]] = {
     "rollout/length_max": ("tokens", "longest completion"),
     "rollout/truncated": ("fraction", "completions cut at the length limit"),
     "rollout/tokens": ("count", "completion tokens sampled"),
+    "rollout/turns": ("count", "mean number of turns of a completion"),
+    "rollout/tool_errors": ("fraction", "completions that a tool ended"),
     "rollout/logp_gap": ("nats", "mean |sampler's - trainer's log-probability| per token"),
     "rollout/logp_gap_max": ("nats", "largest such gap"),
     "update/grad_norm": ("norm", "global gradient norm before clipping"),

@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import optax
 
-from polopt.algorithm import Algorithm, pieces
+from polopt.algorithm import Algorithm, needs, pieces
 from polopt.errors import PoloptError, UsageError, did_you_mean
 from polopt.models import LanguageModel, base
 from polopt.models.tokenizer import Tokenizer
 from polopt.rollout.collect import Collector
 from polopt.rollout.draw import Decoding
+from polopt.rollout.rows import ANSWER
 from polopt.rollout.sampler import Generated, generate
 from polopt.tasks import Example, IsolatedReward, Task, load_task
 from polopt.train import checkpoint
@@ -162,9 +163,14 @@ def pool_of(task: Task, alg: Algorithm, config: TrainConfig) -> Task:
 
     Raises:
       PoloptError: the method remembers prompts and there is no end of them, or they are fewer than
-        a rollout draws.
+        a rollout draws; or it compares answers and the task has none.
     """
     spec, name = alg.sampling, alg.name or "the algorithm"
+    if ANSWER in needs(alg) and task.answer is None:
+        raise PoloptError(
+            f"{name} compares answers, and {task.name} does not say what a text's answer is: "
+            "give Task(answer=)"
+        )
     if config.problems is not None or (spec.prioritise and task.size is not None):
         task = _first(task, config.problems or task.size or 0)
     users = [*remembering(alg), *(["prioritise"] if spec.prioritise else [])]

@@ -183,18 +183,31 @@ def covariance_clip(
     reads="policy",
     wants=("entropy",),
     couples="batch",
-    formula="M = 1[H_t ≥ quantile(H, 1−ρ)]",
-    source="80/20, 2506.01939, eq. 5",
+    formula="M = 1[H_t ≥ quantile(H, 1−ρ)], the mean over the tokens with M = 1",
+    source="80/20, 2506.01939, eq. 6",
     repairs=("entropy_collapse",),
-    differs=("the denominator stays that of all tokens, as in TRL; the quantile is of the step",),
+    differs=(
+        "TRL divides by all tokens: `own_denominator=False`",
+        "the quantile is of the optimiser step; the denominator is right under a token mean",
+    ),
 )
 def entropy_quantile_mask(
-    surrogate: Surrogate, context: Context, *, share: float = 0.2
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    share: float = 0.2,
+    own_denominator: bool = True,
 ) -> Surrogate:
     """Train only where the policy hesitates: the tokens of highest entropy."""
     H = sg(context.outputs["entropy"])
-    threshold = masked_quantile(H, context.mask, 1 - share)
-    return _masked(surrogate, context, threshold <= H)
+    keep = H >= masked_quantile(H, context.mask, 1 - share)
+    made = _masked(surrogate, context, keep)
+    if not own_denominator:
+        return made
+    term = made.terms["policy"]
+    chosen = jnp.sum(keep & context.mask)
+    scale = jnp.sum(context.mask) / jnp.maximum(chosen, 1)
+    return made.with_term("policy", scale * term.objective, term.mask)
 
 
 @piece(

@@ -67,6 +67,7 @@ class LogMeanExp:
             raise PoloptError(f"LogMeanExp: beta is {self.beta}; give a number above 0")
 
     def __call__(self, returns: np.ndarray) -> np.ndarray:
+        """f64[P] of `returns [P,K]`."""
         scaled = np.asarray(returns, np.float64) / self.beta
         return self.beta * (np.logaddexp.reduce(scaled, axis=1) - np.log(scaled.shape[1]))
 
@@ -192,6 +193,9 @@ class Branch:
     TreePO, 2508.17445); or, where the task has an environment, they are turns, and a row forks
     before a turn in which the policy has become unsure (ARPO, 2507.19849).
 
+    Rows that live on have more descendants than those that end early, so that means over the rows
+    of a tree are not means over samples of the policy.
+
     Attributes:
       width: children of a node that forks, while places are left.
       depth: most segments of a row; None where segments are turns.
@@ -256,6 +260,33 @@ class Sampling:
             )
 
 
+def after_a_success(question: str, success: str) -> str:
+    """A prompt that shows a right completion of the question before it asks again."""
+    return f"{question}\n{success}\n{question}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hindsight:
+    """The policy is its own teacher, shown what worked (SDPO, 2601.20802).
+
+    `logp_teacher` is its log-probability of the row after a prompt that holds a completion of the
+    same group that succeeded: the first one that is not the row itself. A row without one keeps
+    the log-probability that it was sampled with, so that it has nothing to learn from.
+
+    Attributes:
+      policy: "policy" as it is at the start of the update, or "reference" (see `Update`).
+      above: the return from which a completion is a success.
+      render: `f(question, success) -> question`, the text that stands in for the question.
+    """
+
+    policy: str = "policy"
+    above: float = 1.0
+    render: Callable[[str, str], str] = after_a_success
+
+    def __post_init__(self) -> None:
+        _check_policy("Hindsight.policy", self.policy, ("policy", "reference"))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
     """How a rollout batch is used.
@@ -267,6 +298,7 @@ class Update:
       reference: "frozen", "previous" (the policy at the start of each rollout), or "ema", an
         average of the policies so far, moved once after each rollout.
       ema: how far it is moved: `reference ← (1 - ema) reference + ema policy`, in [0, 1].
+      teacher: who says `logp_teacher`: None for a model of its own, or the policy in hindsight.
     """
 
     epochs: int = 1
@@ -274,6 +306,7 @@ class Update:
     reset_optimizer: bool = False
     reference: str = "frozen"
     ema: float = 0.05
+    teacher: Hindsight | None = None
 
     def __post_init__(self) -> None:
         _check_policy("Update.reference", self.reference, ("frozen", "previous", "ema"))

@@ -1,6 +1,5 @@
-from polopt import add, algorithms, chain
+from polopt import algorithms
 from polopt.describe.difference import ADDED, CHANGED, KEPT, REMOVED, difference
-from polopt.reward import group_mean_baseline, outcome_return
 
 
 def marked(old, new, section):
@@ -57,9 +56,14 @@ def test_an_argument_that_is_switched_off_is_a_change():
     assert (CHANGED, "value_loss.value_clip none -> 0.2") in marked(old, new, "trajectory side")
 
 
-def test_branches_of_a_sum_lie_deeper():
-    plain = algorithms.reinforce()
-    both = add(outcome_return(), chain(outcome_return(), group_mean_baseline()))
-    changes = difference(plain, plain.replace(reward=chain(both)))["reward side"]
-    assert max(change.depth for change in changes) == 1
-    assert any(c.mark == ADDED and c.text == "group_mean_baseline()" for c in changes)
+def test_what_moves_into_a_branch_of_a_sum_is_kept():
+    assert marked(algorithms.grpo(), algorithms.gigpo(), "reward side") == [
+        (ADDED, "branch 1 of 2, weight 1"),
+        (KEPT, "outcome_return()"),
+        (KEPT, "group_mean_baseline()"),
+        (KEPT, "group_std_scale(eps=1e-06, ddof=1)"),
+        (ADDED, "branch 2 of 2, weight 1"),
+        (ADDED, "step_group_advantage(gamma=0.95, eps=1e-06, ddof=1)"),
+    ]
+    changes = difference(algorithms.grpo(), algorithms.gigpo())["reward side"]
+    assert [change.depth for change in changes] == [0, 1, 1, 1, 0, 1]

@@ -52,6 +52,10 @@ def test_what_a_sum_is_made_of_counts():
         ("grpo", ("reference",)),
         ("a2c", ("critic",)),
         ("ppo", ("reference", "critic")),
+        ("opd", ("teacher",)),
+        ("sdpo", ("reference",)),  # its teacher is an average of the policy
+        ("prime", ("reference", "prm")),
+        ("flowrl", ("reference", "log_z")),
     ],
 )
 def test_models_follow_from_columns(key, models):

@@ -69,11 +69,11 @@ def test_a_method_of_ones_own_needs_neither_name_nor_card():
     )
     text = explain(own, versus=algorithms.reinforce)
     assert text.startswith("a method without a name")
-    assert [line.strip() for line in section(text, "Reward") if "times" in line] == [
-        "1 times",
-        "plus 0.5 times",
+    assert [line.strip() for line in section(text, "Reward") if "branch" in line] == [
+        "branch 1 of 2, weight 1",
+        "branch 2 of 2, weight 0.5",
     ]
-    assert "    + plus 0.5 times" in section(text, "Differs from reinforce")
+    assert "    + branch 2 of 2, weight 0.5" in section(text, "Differs from reinforce")
     assert "Differs" not in explain(own)
 
 
@@ -123,4 +123,5 @@ def test_sampling_is_told():
 
     assert cost(sampled(keep=Keep(by=max, fraction=0.25)), "keep").startswith("4 times")
     assert cost(sampled(mixture=Mixture(share=0.5)), "mixture").startswith("the teacher writes 50%")
+    assert cost(algorithms.sdpo(), "hindsight").startswith("the reference reads each row once more")
     assert cost(algorithms.adaptive_entropy(), "memory").endswith("moved once an optimiser step")

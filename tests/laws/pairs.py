@@ -38,6 +38,7 @@ from polopt.trajectory import (
 )
 
 partial = functools.partial
+ROWS, WIDTH = 25, 10  # of all batches
 
 
 def bootstrapped(alg, gamma=1.0, lam=0.95):
@@ -45,15 +46,17 @@ def bootstrapped(alg, gamma=1.0, lam=0.95):
     return alg.replace(gae=gae(gamma, lam, bootstrap="bootstrap_value"))
 
 
+@functools.cache
+def uniforms() -> np.ndarray:
+    """What the piece draws for rows 0, 1, ... of a batch: addressed by row id and position."""
+    key = jax.random.fold_in(jax.random.key(SEED), zlib.crc32(b"trajectory/covariance_clip"))
+    with jax.enable_x64(True):
+        return np.asarray(uniform_by_identity(key, np.arange(ROWS), WIDTH))
+
+
 def drawn(oracle):
-    """The oracle with the uniforms that the piece draws, addressed by row id and position."""
-
-    def with_uniforms(batch, **kw):
-        key = jax.random.fold_in(jax.random.key(SEED), zlib.crc32(b"trajectory/covariance_clip"))
-        rows, width = batch.mask.shape
-        return oracle(batch, np.asarray(uniform_by_identity(key, np.arange(rows), width)), **kw)
-
-    return with_uniforms
+    """The oracle with the uniforms that the piece draws."""
+    return lambda batch, **kw: oracle(batch, uniforms()[: len(batch.group)], **kw)
 
 
 A = algorithms
@@ -179,7 +182,10 @@ PAIRS = {
         ),
         partial(grpo_family.gdpo, weights={"main": 0.7, "style": 0.2}, over_tokens=True),
     ),
-    "passk_grpo": (A.passk_grpo(), grpo_family.passk_grpo),
+    "passk_grpo": (
+        A.passk_grpo(credit=analytic_pass_at_k(k=3)),
+        partial(grpo_family.passk_grpo, k=3),
+    ),
     "passk_grpo, of two": (
         A.passk_grpo(credit=analytic_pass_at_k(k=2)),
         partial(grpo_family.passk_grpo, k=2),

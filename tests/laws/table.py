@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from polopt import algorithms
 from polopt.algorithm import Algorithm
+from polopt.reward import analytic_pass_at_k
 
-SETTINGS: dict[str, dict[str, float]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "dapo": {"max_length": 6, "cache": 4},
     "cispo": {"high": 0.2},
     "entropy_top_quantile": {"max_length": 6, "cache": 4},
     "dppo_tv": {"max_length": 8},
     "dppo_kl": {"max_length": 8},
+    "passk_grpo": {"credit": analytic_pass_at_k(k=2)},
 }
 # What multiplies -weight·credit in the on-policy gradient, where it is not one by design.
 FACTORS: dict[str, float | None] = {

@@ -16,9 +16,9 @@ from polopt.columns import name_of
 from polopt.testing import Case, measure_lanes
 from polopt.types import PolicyOutputs
 
-from .pairs import PAIRS
+from .pairs import PAIRS, ROWS, WIDTH
 
-ROWS, WIDTH, BATCHES = 25, 10, 24
+BATCHES = 24
 COLUMNS = {
     "logp_old": np.nan,
     "logp_ref": np.nan,
@@ -153,7 +153,9 @@ def test_the_method_is_its_oracle(key):
     outs = [out for i in range(0, BATCHES, 8) for out in measure_lanes(cases[i : i + 8])]
     for seed, ((batch, _), given, out) in enumerate(zip(batches(), drawn, outs, strict=True)):
         compare(alg, oracle, batch, out, given, seed)
-    batch, given, out = batches()[0][0], drawn[0], outs[0]
+    # The first batch of small groups may have nothing to learn from.
+    first = next(i for i, out in enumerate(outs) if np.abs(out.gradient.logp).max() > 1e-3)
+    batch, given, out = batches()[first][0], drawn[first], outs[first]
     every = methods.gradient(
         oracle(batch).loss, given["logp"], h=STEP, **{name: given[name] for name in wanted(alg)}
     )

@@ -1,5 +1,6 @@
 """`score` against a full `[N,T,V]` softmax, NumPy loops, and under JAX's transformations."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polopt.errors import PoloptError
-from polopt.models import DecoderConfig, LanguageModel, ValueModel
 from polopt.columns import Column, jsd, kl_full, logp, top_k
+from polopt.errors import PoloptError
+from polopt.models import DecoderConfig, LanguageModel, PartitionModel, ValueModel
 from polopt.models.score import score
 
 from .toys import Critic, Toy, toy_params, trajectories
@@ -295,6 +296,59 @@ def test_value_comes_from_the_critic_and_trains_it():
         np.add.at(slope, TOKENS[n, :t], 1)
     np.testing.assert_allclose(value, expected)
     np.testing.assert_allclose(gradient["embed"], slope)
+
+
+def test_whatever_is_trained_has_the_gradient_of_a_policy():
+    """Of three models that are scored at once, two have one, each as if it were alone."""
+    batch = trajectories(TOKENS, MASK, LENGTH, TEMPERATURE)
+
+    def together(params):
+        models = {name: (Toy(), p) for name, p in params.items()}
+        want = ("logp", "logp_prm", "logp_teacher")
+        out = score(models, batch, want, trained=("policy", "prm"))
+        columns = (out.logp, out.columns["logp_prm"], out.columns["logp_teacher"])
+        return sum((c * x).sum() for c, x in zip(COTANGENT[:3], columns, strict=True))
+
+    def alone(params, c):
+        return (c * score({"policy": (Toy(), params)}, batch).logp).sum()
+
+    params = {"policy": POLICY, "prm": TEACHER, "teacher": toy_params(7, V, D)}
+    found = jax.grad(together)(params)
+    for name, c in zip(("policy", "prm"), COTANGENT[:2], strict=True):
+        expected = jax.grad(alone)(params[name], c)
+        for leaf in expected:
+            np.testing.assert_allclose(found[name][leaf], expected[leaf], rtol=1e-5, atol=1e-6)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(found["teacher"]))
+
+
+def test_a_partition_is_one_number_per_prompt_and_does_not_move_the_policy():
+    config = DecoderConfig(
+        vocab_size=V,
+        hidden_size=D,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=2,
+        mlp_size=2,
+        max_length=T,
+    )
+    start = np.array([2, 1, 3, 0], np.int32)
+    batch = dataclasses.replace(
+        trajectories(TOKENS, MASK, LENGTH, TEMPERATURE), prompt_length=start
+    )
+    head = {"kernel": COTANGENT[0, 0, :D], "bias": np.float32(0.5)}
+
+    def log_z(policy, head):
+        models = {"policy": (Toy(), policy), "partition": (PartitionModel(config), head)}
+        return score(models, batch, ("log_z",)).columns["log_z"]
+
+    states = np.cumsum(POLICY["embed"][TOKENS], axis=1)[np.arange(N), start - 1]
+    expected = np.where(LENGTH > 0, states @ head["kernel"] + 0.5, 0)
+    np.testing.assert_allclose(log_z(POLICY, head), expected, rtol=1e-5)
+    policy, own = jax.grad(lambda *p: log_z(*p).sum(), argnums=(0, 1))(POLICY, head)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(policy))
+    np.testing.assert_allclose(own["kernel"], states[:3].sum(0), rtol=1e-5)
+    assert own["bias"] == 3
 
 
 @pytest.mark.parametrize("beta", [0, 1])

@@ -88,6 +88,22 @@ def test_a_row_is_its_prompt_and_its_completion_and_is_paid_at_the_last_token():
     assert rollout.rounds == 1
 
 
+def test_equal_answers_have_one_label():
+    def answer(text):
+        return text[:1] if len(text) > 1 else None
+
+    rollout = collector(toy.task(answer=answer)).collect(Writers(policy=by_identity), 6, Cursor())
+    label, texts = rollout.trajectories.columns["answer"], rollout.completions
+    found = [answer(text) for text in texts]
+    assert {None} < set(found)
+    for n, one in enumerate(found):
+        for m, other in enumerate(found):
+            assert (label[n] == label[m]) == (one == other)
+        assert (label[n] == -1) == (one is None)
+    plain = collector().collect(Writers(policy=by_identity), 2, Cursor())
+    assert "answer" not in plain.trajectories.columns
+
+
 def test_an_endless_task_has_no_prompt_numbers():
     rollout = collector(toy.task(size=None)).collect(Writers(policy=by_identity), 2, Cursor())
     assert (rollout.trajectories.prompt == -1).all()

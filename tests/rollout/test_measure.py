@@ -39,6 +39,8 @@ def test_metrics_by_hand():
         "rollout/length_max": 3,
         "rollout/truncated": 2 / 6,
         "rollout/tokens": 12,
+        "rollout/turns": 1,
+        "rollout/tool_errors": 0,
         "reward/part/score": 4 / 6,
         # −mean over tokens of (sampler + kept): lengths 1, 2, 3 twice, n tokens of n/4 each
         "policy/entropy": 0.5 + 2 * (1 + 4 + 9) / 4 / 12,
@@ -60,6 +62,14 @@ def test_rows_without_a_score_are_left_out_of_rewards_and_spreads():
     assert metrics["groups/zero_spread"] == 1  # one known reward, or none, has no spread
     assert metrics["groups/solved"] == 0
     assert metrics["groups/unsolved"] == pytest.approx(2 / 3)
+
+
+def test_turns_and_tool_errors_are_counted():
+    made = batch([1] * 6, stop=np.array([Stop.TOOL_ERROR] * 3 + [Stop.EOS] * 3))
+    made.turn[2, 2:4] = [1, 2]  # of the three tokens that row 2 wrote
+    metrics = rollout_metrics(made)
+    assert metrics["rollout/tool_errors"] == 0.5
+    assert metrics["rollout/turns"] == (5 * 1 + 3) / 6
 
 
 def test_nothing_scored_is_zero_and_no_warning():

@@ -276,9 +276,7 @@ def test_the_process_reward_model_starts_as_the_policy_and_is_trained(seen_on_tw
         found = batch.trajectories.columns["logp_prm"]
         np.testing.assert_allclose(found[mask], expected[mask], atol=1e-5)
     params, _ = after[-1]
-    for a, b in zip(
-        jax.tree.leaves(params["prm"]), jax.tree.leaves(params["policy"]), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(params["prm"]), jax.tree.leaves(params["policy"]), strict=True):
         assert (a != b).any()
     assert params["partition"]["bias"] != 0
     assert params["partition"]["kernel"].any()

@@ -288,7 +288,7 @@ def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
     run, _ = on_one
     now = Progress(state=run._start(), cursor=Cursor())
     given = run._fixed()
-    batch = run._score(now, given, run._rollout(now, given).trajectories)
+    batch = run._score(now, given, run._rollout(now, given))
     step_of = np.zeros(len(batch.id), np.int32)
     credit = []
     for step in (0, 0, 1):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from polopt.errors import PoloptError
+from polopt.errors import PoloptError, UsageError
 from polopt.models import base
 from polopt.tasks import load_task
 from polopt.train import pretrain
@@ -95,15 +95,28 @@ def test_batches_hold_every_row_once_with_little_padding(rows):
     assert filled / room > 0.85  # one width for all rows: 0.65
 
 
+def test_a_model_has_the_size_that_is_asked_for():
+    assert pretrain.shape() == base.load()[0].config
+    small = pretrain.shape(2, 64)
+    assert (small.num_layers, small.hidden_size, small.num_heads) == (2, 64, 2)
+    assert (small.vocab_size, small.max_length) == (512, 160)
+    for size in (0, 40):
+        with pytest.raises(UsageError, match="width must be a multiple of 32, at least 32"):
+            PretrainConfig(width=size)
+
+
 @pytest.mark.slow
 def test_a_short_run_is_repeatable_and_makes_a_model_that_loads(tmp_path):
     said = []
     folders = [
-        pretrain.pretrain(PretrainConfig(out=str(tmp_path / name), steps=12, batch=8), said.append)
-        for name in ("one", "two")
+        pretrain.pretrain(
+            PretrainConfig(out=str(tmp_path / name), steps=12, batch=8, seed=seed), said.append
+        )
+        for name, seed in (("one", 0), ("two", 0), ("three", 1))
     ]
-    one, two = ((folder / "weights.safetensors").read_bytes() for folder in folders)
-    assert one == two
+    one, two, three = ((folder / "weights.safetensors").read_bytes() for folder in folders)
+    assert one == two != three
+    assert base.load(folders[2])[2] == base.load()[2]  # one tokenizer, whatever the seed
     model, _, tokenizer = base.load(folders[0])
     assert model.config == pretrain.shape()
     assert tokenizer.vocab_size == pretrain.VOCABULARY
