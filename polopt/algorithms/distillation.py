@@ -12,6 +12,7 @@ from polopt.reward import (
     teacher_reward,
 )
 from polopt.trajectory import (
+    Hindsight,
     Mixture,
     Sampling,
     Update,
@@ -23,7 +24,6 @@ from polopt.trajectory import (
     sorted_distance_loss,
     token_ratio,
 )
-from polopt.trajectory.sampling import Hindsight
 from polopt.transform import add, chain
 
 

@@ -28,7 +28,8 @@ def demonstrations(spec: Hindsight, batch: Trajectories) -> np.ndarray:
 def told(spec: Hindsight, rollout: Rollout, tokenizer: Any, max_length: int) -> Trajectories:
     """The rows of a rollout after prompts with hindsight.
 
-    Those without a success, or without the room for it, are padding. The width is a power of two or `max_length`, so that few shapes are ever compiled.
+    Those without a success, or without the room for it, are padding. The width is a power of two
+    or `max_length`, so that few shapes are ever compiled.
     """
     batch = rollout.trajectories
     N, chosen = len(batch.length), demonstrations(spec, batch)

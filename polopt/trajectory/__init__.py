@@ -53,6 +53,7 @@ from polopt.trajectory.regression import (
 from polopt.trajectory.sampling import (
     Branch,
     Companion,
+    Hindsight,
     Keep,
     LogMeanExp,
     Mixture,
@@ -74,6 +75,7 @@ from polopt.trajectory.weights import (
 __all__ = [
     "Branch",
     "Companion",
+    "Hindsight",
     "Keep",
     "LogMeanExp",
     "Mixture",

@@ -188,11 +188,26 @@ def test_on_policy_distillation_is_k2_with_the_teacher_as_reference():
         np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
+def test_gold_counts_a_row_and_a_span_once():
+    batch = spread(random_batch(1, **SMALL))
+    logp, given = random_logp(batch, seed=3), outputs(batch)
+    rows = [n for n in range(len(batch.group)) if batch.actions(n)]
+    alone = [
+        evaluate(distillation.gold(reordered(batch, [n])), logp[[n]], {"sorted_prob": prob[None]})
+        for n, prob in enumerate(given["sorted_prob"])
+    ]
+    got = evaluate(distillation.gold(batch), logp, given)
+    assert got == pytest.approx(sum(alone) / len(rows))
+
+
 def test_without_a_gap_to_the_teacher_the_hybrids_are_grpo():
     batch = random_batch(10, **SMALL)
     same = replace(batch, logp_teacher=batch.logp_sampler)
     grpo = methods.grpo(batch).credit
     for at in ("advantage", "reward", "loss"):
         np.testing.assert_allclose(distillation.grpo_opd(same, at=at).credit, grpo)
-    before, after = (distillation.grpo_opd(batch, at=at).credit for at in ("reward", "advantage"))
-    assert np.abs(before - after).max() > 0.1  # the compositions are not one method
+    gap = distillation.opd(batch).credit
+    for at, added in (("advantage", gap), ("loss", 0.0 * gap)):
+        np.testing.assert_allclose(distillation.grpo_opd(batch, at=at).credit, grpo + added)
+    within = distillation.grpo_opd(batch, at="reward").credit
+    assert min(np.abs(within - grpo).max(), np.abs(within - grpo - gap).max()) > 0.1

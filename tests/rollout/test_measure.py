@@ -96,3 +96,15 @@ def test_parts_that_make_one_but_for_rounding_are_right():
     whole = dataclasses.replace(made, reward_parts=parts)
     assert outcome(whole).max() < 1
     assert correct(whole).all()
+
+
+def test_rows_of_another_model_are_sampled_but_say_nothing_of_the_policy():
+    version = np.zeros((6, 6), np.int32)
+    version[[0, 1]] = -1  # the first group is the teacher's
+    mixed = rollout_metrics(batch([1, 1, 0, 1, 0, 0], version=version))
+    assert mixed["reward/mean"] == 1 / 4
+    assert mixed["rollout/length"] == (3 + 1 + 2 + 3) / 4
+    assert mixed["groups/zero_spread"] == 1 / 2
+    assert mixed["rollout/tokens"] == 12
+    nowhere_alone = batch([1, 1, 0, 1, 0, 0], version=np.full((6, 6), -1, np.int32))
+    assert rollout_metrics(nowhere_alone) == rollout_metrics(batch([1, 1, 0, 1, 0, 0]))

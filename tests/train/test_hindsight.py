@@ -14,7 +14,7 @@ from polopt.testing.draw import take_rows
 from polopt.train.hindsight import demonstrations, in_place, told
 from polopt.trajectory.sampling import Hindsight, Update
 from train import toy
-from train.toy import config, go, make_run
+from train.toy import config, make_run
 
 
 def after(question, success):
@@ -48,30 +48,18 @@ def test_a_row_is_shown_the_first_other_success_of_its_group():
     assert demonstrations(lower, shown).tolist() == [2, 0, 0, -1, 3, 6, -1]
 
 
-def one_step(tmp_path):
-    """A run of one step, its batch as the update saw it, and the rollout."""
+def scored():
+    """A rollout of a run, and its batch as the update would see it."""
     alg = sdpo().replace(update=Update(teacher=SPEC, reference="ema"))
     run = make_run(alg, config(steps=1, prompts=6, group_size=3, eval_every=0))
-    collect, update, seen = run.collector.collect, run.update, []
-
-    def rollout_of(now, given):
-        writers = run.samplers.writers(
-            {**given, "policy": now.state.params["policy"]}, run.sample_key, run.companion_key
-        )
-        seen.append(collect(writers, run.prompts, now.cursor, now.pool))
-        return seen[0]
-
-    def recording(state, given, trajectories, prepared, rows):
-        seen.append(trajectories)
-        return update(state, given, trajectories, prepared, rows)
-
-    run._rollout, run.update = rollout_of, recording
-    go(run, tmp_path)
-    return seen
+    now = run._first()
+    given = run._given(now)
+    rollout = run._rollout(now, given)
+    return rollout, run._score(now, given, rollout)
 
 
-def test_a_run_scores_its_rows_after_what_worked(tmp_path):
-    rollout, trajectories = one_step(tmp_path)
+def test_a_run_scores_its_rows_after_what_worked():
+    rollout, trajectories = scored()
     letters, params = toy.Letters(), toy.params()
     found, sampled = trajectories.columns["logp_teacher"], trajectories.logp_sampler
     good = outcome(trajectories) >= 1
