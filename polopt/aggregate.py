@@ -82,11 +82,14 @@ def turn_mean(mask: Array, window: Window) -> Array:
     source="GVPO, 2504.19599, eq. 8",
 )
 def group_mean(mask: Array, window: Window, *, ddof: int = 1) -> Array:
-    """Mean over groups of the sum over members divided by `G − ddof`; each member a token mean."""
+    """Mean over groups of the sum over members divided by `G − ddof`; each member a token mean.
+
+    A group of `ddof` members or fewer weighs nothing, but is counted among the groups.
+    """
     real = (row_length(mask) > 0).astype(float)
     size = segment_total(real, window.group)
     counted = real * (size > ddof)
-    groups = segment_total(counted * _inverse(size), window.step)
+    groups = segment_total(real * _inverse(size), window.step)
     return mask * (counted * _inverse(groups * (size - ddof) * row_length(mask)))[:, None]
 
 

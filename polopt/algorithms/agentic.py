@@ -1,6 +1,6 @@
 """Methods that give credit to the turns of an episode."""
 
-from polopt.aggregate import token_mean, turn_mean
+from polopt.aggregate import sequence_mean, token_mean, turn_mean
 from polopt.algorithm import Algorithm
 from polopt.algorithms.grpo import GROUP_NORM
 from polopt.divergence import k3
@@ -66,7 +66,7 @@ def bi_level_gae() -> Algorithm:
     return Algorithm(
         name="bi_level_gae",
         reward=chain(turns.bi_level_gae(), batch_whiten()),
-        trajectory=chain(token_ratio(), clip(0.2, 0.2), value_loss(1.0, 0.2)),
+        trajectory=chain(token_ratio(), clip(0.2, 0.28), value_loss(1.0, 0.2)),
         aggregate=token_mean(),
         update=Update(minibatches=4),
     )
@@ -78,7 +78,7 @@ def starpo(*, fraction: float = 0.25) -> Algorithm:
         name="starpo",
         reward=chain(outcome_return(), GROUP_NORM),
         trajectory=chain(token_ratio(), clip(0.2, 0.28)),
-        aggregate=token_mean(),
+        aggregate=sequence_mean(),
         sampling=Sampling(group_size=16, keep=Keep(by=group_spread, fraction=fraction)),
         update=Update(minibatches=4),
     )

@@ -17,12 +17,13 @@ from polopt.trajectory import (
     Sampling,
     Update,
     clip,
-    detach_weight,
     divergence_loss,
     policy_gradient,
     reverse_kl_loss,
     sorted_distance_loss,
+    teacher_surrogate,
     token_ratio,
+    unclipped,
 )
 from polopt.transform import add, chain
 
@@ -45,11 +46,11 @@ def minillm() -> Algorithm:
     """MiniLLM (2306.08543): the sequence's reverse KL: one step exactly, the rest as a reward."""
     return Algorithm(
         name="minillm",
-        reward=chain(teacher_reward(), future_mean_return()),
+        reward=chain(teacher_reward(source="logp_old", alone=True), future_mean_return()),
         trajectory=chain(
             token_ratio("logp_behaviour"), clip(0.2, 0.2), divergence_loss(1.0, kl_full("teacher"))
         ),
-        aggregate=sequence_mean(),
+        aggregate=token_mean(),
         sampling=Sampling(mixture=Mixture(alpha=0.2)),
     )
 
@@ -59,7 +60,7 @@ def opd(*, coefficient: float = 1.0) -> Algorithm:
     return Algorithm(
         name="opd",
         reward=chain(teacher_credit(coefficient)),
-        trajectory=chain(token_ratio("logp_behaviour"), detach_weight()),
+        trajectory=chain(token_ratio("logp_behaviour"), unclipped()),
         aggregate=token_mean(),
         sampling=Sampling(group_size=4),
     )
@@ -82,18 +83,18 @@ def sdpo() -> Algorithm:
         name="sdpo",
         reward=chain(outcome_return()),
         trajectory=chain(token_ratio(), reverse_kl_loss(bound=2.0)),
-        aggregate=sequence_mean(),
+        aggregate=token_mean(),
         sampling=Sampling(group_size=8),
         update=Update(reference="ema", teacher=Hindsight(policy="reference")),
     )
 
 
-def gold(*, hybrid: float = 1.0) -> Algorithm:
+def gold() -> Algorithm:
     """GOLD (Hugging Face 2025): distil across tokenizers, by sorted probabilities of spans."""
     return Algorithm(
         name="gold",
         reward=chain(outcome_return()),
-        trajectory=chain(sorted_distance_loss(hybrid)),
+        trajectory=chain(sorted_distance_loss()),
         aggregate=sequence_mean(),
         sampling=Sampling(group_size=1),
     )
@@ -108,6 +109,6 @@ def grpo_opd(*, coefficient: float = 1.0, level: str = "advantage") -> Algorithm
     sides = {
         "advantage": {"reward": add(chain(made.reward), teacher_credit(coefficient))},
         "reward": {"reward": chain(teacher_reward(coefficient), made.reward)},
-        "loss": {"trajectory": chain(made.trajectory, reverse_kl_loss(coefficient))},
+        "loss": {"trajectory": chain(made.trajectory, teacher_surrogate(coefficient))},
     }
     return made.replace(**sides[level])

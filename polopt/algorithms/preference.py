@@ -19,7 +19,7 @@ def dpo(*, beta: float = 0.1) -> Algorithm:
         name="dpo",
         reward=chain(outcome_return(), best_and_worst()),
         trajectory=chain(product_ratio("logp_ref"), pairwise_logistic(beta)),
-        aggregate=group_mean(ddof=0),
+        aggregate=group_mean(ddof=1),
         sampling=Sampling(group_size=2),
         update=Update(epochs=4, minibatches=4),
     )

@@ -11,6 +11,7 @@ from polopt.trajectory import (
     Update,
     flow_balance,
     group_centre,
+    pairwise_regression,
     product_ratio,
     squared_regression,
     value_regression,
@@ -31,16 +32,13 @@ def dro(*, beta: float = 1.0) -> Algorithm:
     )
 
 
-def rebel(*, beta: float = 1.0) -> Algorithm:
-    """REBEL (2404.16767): fit differences of log-ratios to differences of rewards, all pairs.
-
-    A mean of squares over the pairs of a group is 2/(G−1) times its centred sum of squares.
-    """
+def rebel(*, eta: float = 1.0) -> Algorithm:
+    """REBEL (2404.16767): fit differences of log-ratios to differences of rewards, by pairs."""
     return Algorithm(
         name="rebel",
         reward=chain(outcome_return(), group_mean_baseline()),
-        trajectory=chain(product_ratio(), group_centre(), squared_regression(beta, 2.0)),
-        aggregate=group_mean(ddof=1),
+        trajectory=chain(product_ratio(), pairwise_regression(eta)),
+        aggregate=group_mean(ddof=0),
         sampling=Sampling(group_size=2),
         update=AGAIN,
     )
@@ -63,7 +61,7 @@ def kimi_pmd(*, tau: float = 0.01) -> Algorithm:
     return Algorithm(
         name="kimi_pmd",
         reward=chain(outcome_return(), group_mean_baseline()),
-        trajectory=chain(product_ratio(), squared_regression(tau, 0.5)),
+        trajectory=chain(product_ratio(), squared_regression(tau, 0.5, per_beta=True)),
         aggregate=sequence_mean(),
         sampling=Sampling(group_size=8),
         update=Update(minibatches=4, reset_optimizer=True, reference="previous"),

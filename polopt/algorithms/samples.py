@@ -56,12 +56,14 @@ def psr() -> Algorithm:
 
 def ttrl() -> Algorithm:
     """TTRL (2504.16084): GRPO on the agreement with the group's majority, without labels."""
-    return grpo().replace(reward=chain(majority_vote_reward(), GROUP_NORM), name="ttrl")
+    reward = chain(majority_vote_reward(), GROUP_NORM)
+    return grpo().replace(reward=reward, kl_penalty=chain(), name="ttrl")
 
 
 def empo() -> Algorithm:
     """EMPO (2504.05812): GRPO on the share of the group that gives the same answer."""
-    return grpo().replace(reward=chain(cluster_probability_reward(), GROUP_NORM), name="empo")
+    reward = chain(cluster_probability_reward(), GROUP_NORM)
+    return grpo().replace(reward=reward, kl_penalty=chain(), name="empo")
 
 
 def spo_single_stream() -> Algorithm:

@@ -1,6 +1,6 @@
 """Methods whose trajectories branch: rows of a group share their beginnings."""
 
-from polopt.aggregate import token_mean
+from polopt.aggregate import sequence_mean, token_mean
 from polopt.algorithm import Algorithm
 from polopt.algorithms.grpo import GROUP_NORM
 from polopt.reward import (
@@ -10,7 +10,7 @@ from polopt.reward import (
     share_tree_tokens,
     tree_backup,
 )
-from polopt.trajectory import Branch, Sampling, Uncertain, clip, token_ratio
+from polopt.trajectory import Branch, Sampling, Uncertain, clip, dual_clip, token_ratio
 from polopt.transform import chain
 
 
@@ -18,7 +18,7 @@ def treerpo() -> Algorithm:
     """TreeRPO (2506.05183): values backed up a tree, each node compared with its siblings."""
     return Algorithm(
         name="treerpo",
-        reward=chain(outcome_return(), tree_backup(), share_tree_tokens()),
+        reward=chain(outcome_return(), share_tree_tokens(), tree_backup()),
         trajectory=chain(token_ratio(), clip(0.2, 0.2)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=8, branch=Branch(width=2, depth=3)),
@@ -30,9 +30,9 @@ def treepo() -> Algorithm:
     return Algorithm(
         name="treepo",
         reward=chain(
-            outcome_return(), share_tree_tokens(), multi_level_group_mean(), batch_whiten()
+            outcome_return(), multi_level_group_mean(), batch_whiten(), share_tree_tokens()
         ),
-        trajectory=chain(token_ratio(), clip(0.2, 0.28)),
+        trajectory=chain(token_ratio(), clip(0.2, 0.28), dual_clip(10.0)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=8, branch=Branch(width=2, depth=3)),
     )
@@ -47,6 +47,6 @@ def arpo() -> Algorithm:
         name="arpo",
         reward=chain(outcome_return(), GROUP_NORM, share_tree_tokens()),
         trajectory=chain(token_ratio(), clip(0.2, 0.2)),
-        aggregate=token_mean(),
+        aggregate=sequence_mean(),
         sampling=Sampling(group_size=16, branch=Branch(uncertain=Uncertain())),
     )

@@ -26,7 +26,10 @@ def _votes(trajectories: Trajectories) -> tuple[Array, Array]:
     needs=("answer",),
     formula="R_i = 1[answer_i = the group's most frequent answer]",
     source="TTRL, 2504.16084, eq. 3",
-    differs=("of answers with equally many votes the smallest label wins, in any order of rows",),
+    differs=(
+        "of answers with equally many votes that of the smallest row id wins; the authors' counter"
+        " takes the first that it meets, which may be no answer at all",
+    ),
 )
 def majority_vote_reward(credit: Credit, trajectories: Trajectories) -> Credit:
     """Take the most frequent answer for the right one. Whatever was earned is not read."""
@@ -34,7 +37,9 @@ def majority_vote_reward(credit: Credit, trajectories: Trajectories) -> Credit:
     group, answer = trajectories.group, jnp.asarray(trajectories.columns["answer"], jnp.int32)
     most = segment_max(votes, group)
     leading = (votes > 0) & (votes == most)
-    winner = -segment_max(jnp.where(leading, -answer, -jnp.iinfo(jnp.int32).max), group)
+    first = -segment_max(jnp.where(leading, -trajectories.id, -jnp.iinfo(jnp.int32).max), group)
+    chosen = jnp.where(leading & (trajectories.id == first), answer, -1)
+    winner = segment_max(chosen, group)
     sequence = (leading & (answer == winner)).astype(float)
     return dataclasses.replace(credit, sequence=sequence)
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from polopt.numerics import centre, group_mean, row_length, segment_max, segment_total
-from polopt.reward.returns import episode_weight
+from polopt.reward.returns import best_of_others, episode_weight
 from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -123,22 +123,29 @@ def shift_baseline(credit: Credit, trajectories: Trajectories, *, by: float = -0
     repairs=("no_baseline",),
     invariant=("shift", "permutation"),
     min_group=2,
+    differs=(
+        "exact for any temperature: public code shifts by the group's maximum and holds the sum"
+        " above 1e-8, so that a lone best row gains at most about 18τ",
+    ),
 )
 def log_mean_exp_baseline(
     credit: Credit, trajectories: Trajectories, *, temperature: float = 0.01
 ) -> Credit:
     """Compare with the soft maximum of the others: the log-partition, not the mean."""
-    weight, group = episode_weight(trajectories), trajectories.group
-    R = jnp.where(weight > 0, credit.sequence, 0)
-    high = segment_max(jnp.where(weight > 0, R, -jnp.inf), group)
-    high = jnp.where(jnp.isfinite(high), high, 0)
-    grown = weight * jnp.exp((R - high) / temperature)
-    # Of the others only: what is left is held above the smallest number, as in the public code.
-    others = jnp.maximum(segment_total(grown, group) - grown, 1e-8)
-    size = segment_total(weight, group) - weight
-    soft = high + temperature * jnp.log(others / jnp.maximum(size, 1e-8))
-    counted = (weight > 0) & (_centred(credit, trajectories) != 0)
-    return dataclasses.replace(credit, sequence=jnp.where(counted, R - soft, 0))
+    weight, group, R = episode_weight(trajectories), trajectories.group, credit.sequence
+    counted, size = weight > 0, segment_total(weight, group)
+    best = best_of_others(R, trajectories)
+    lone = counted & (best < R)  # the one best row, against which all others would underflow
+    top = segment_max(jnp.where(counted, R, -jnp.inf), group)
+    second = segment_max(jnp.where(lone, best, -jnp.inf), group)
+    below = jnp.exp(jnp.minimum((R - second) / temperature, 0))
+    rest = segment_total(jnp.where(counted & ~lone, weight * below, 0), group)
+    own = jnp.exp((R - top) / temperature)
+    others = segment_total(jnp.where(counted, weight * own, 0), group) - own
+    soft = jnp.log(jnp.where(lone, rest, others) / jnp.maximum(size - 1, 1))
+    spread = segment_max(jnp.abs(_centred(credit, trajectories)), group) > 0
+    made = R - best - temperature * soft
+    return dataclasses.replace(credit, sequence=jnp.where(counted & spread, made, 0))
 
 
 @piece(

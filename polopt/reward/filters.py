@@ -40,9 +40,9 @@ def spread(trajectories: Trajectories, part: str | None = None) -> Array:
 
 
 def group_spread(trajectories: Trajectories, part: str | None = None) -> Array:
-    """f32[N]: the standard deviation (ddof=0) of the recorded rewards of the row's group."""
+    """f32[N]: the standard deviation (ddof=1) of the recorded rewards of the row's group."""
     R, weight = recorded_return(trajectories, part), episode_weight(trajectories)
-    return group_std(R, trajectories.group, weight, 0)
+    return group_std(R, trajectories.group, weight, 1)
 
 
 @piece(

@@ -13,7 +13,6 @@ from polopt.reward.returns import episode_return, episode_weight
 from polopt.transform import piece
 from polopt.types import Credit, Trajectories
 
-
 Weights = tuple[tuple[str, float], ...]  # of components by name; structure, not a number
 
 

@@ -11,8 +11,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from polopt.numerics import centre, group_std, segment_max, segment_total
-from polopt.reward.returns import episode_weight
+from polopt.errors import PoloptError
+from polopt.numerics import centre, group_std, segment_total
+from polopt.reward.returns import best_of_others, episode_weight
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -28,15 +29,6 @@ def log_binomial(n: Array, k: Array | float) -> Array:
     n, k = jnp.where(possible, n, 0), jnp.where(possible, k, 0)
     lgamma = jax.lax.lgamma
     return jnp.where(possible, lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1), -jnp.inf)
-
-
-def _others_best(x: Array, group: Array, counted: Array) -> Array:
-    """[N]: the largest `x` among the other counted rows of the row's group."""
-    best = segment_max(jnp.where(counted, x, -jnp.inf), group)
-    at_best = counted & (x == best)
-    several = segment_total(at_best.astype(x.dtype), group) > 1
-    second = segment_max(jnp.where(counted & ~at_best, x, -jnp.inf), group)
-    return jnp.where(at_best & ~several, second, best)
 
 
 @piece(
@@ -58,9 +50,9 @@ def best_minus_second(
 ) -> Credit:
     """Credit the best row alone, by how much it beats the second best."""
     weight, group = episode_weight(trajectories), trajectories.group
-    R, counted = credit.sequence, weight > 0
-    spread = counted & (centre(R, group, weight) != 0)
-    gain = jnp.where(spread, jnp.maximum(R - _others_best(R, group, counted), 0), 0)
+    R = credit.sequence
+    spread = centre(R, group, weight) != 0
+    gain = jnp.where(spread, jnp.maximum(R - best_of_others(R, trajectories), 0), 0)
     if scaled:
         gain = gain / (group_std(R, group, weight, ddof) + eps)
     return dataclasses.replace(credit, sequence=gain)
@@ -122,17 +114,23 @@ def _running_sum(x: Array, start: Array) -> Array:
     ),
 )
 def max_at_k(credit: Credit, trajectories: Trajectories, *, k: int = 4) -> Credit:
-    """What a row adds to the maximum of the subsets of k that hold it, for any real rewards."""
-    counted, group = episode_weight(trajectories) > 0, trajectories.group
-    size = segment_total(counted.astype(float), group)
-    R = centre(credit.sequence, group, counted.astype(float))
-    label = jnp.where(counted, group, group.shape[0])
+    """What a row adds to the maximum of the subsets of k that hold it, for any real rewards.
+
+    Raises:
+      PoloptError: k < 2, where nothing is left to compare with.
+    """
+    if k < 2:
+        raise PoloptError(f"max_at_k: k is {k}; give 2 or more, or use leave_one_out_baseline()")
+    weight, group = episode_weight(trajectories), trajectories.group
+    R, size = centre(credit.sequence, group, weight), segment_total(weight, group)
+    label = jnp.where(weight > 0, group, group.shape[0])
     order = jnp.lexsort((R, label))
-    R, G, label = R[order], size[order], label[order]
+    R, size, weight, label = R[order], size[order], weight[order], label[order]
     start = jnp.concatenate([jnp.ones(1, bool), label[1:] != label[:-1]])
-    rank = _running_sum(jnp.ones_like(R), start) - 1
-    # So many subsets of k − 1 have this row as their largest, out of all subsets of k.
-    share = jnp.exp(log_binomial(rank, k - 2) - jnp.maximum(log_binomial(G, k), -1e30))
-    share = jnp.where((k <= G) & (label < group.shape[0]), share, 0)
-    gain = R * (_running_sum(share, start) - share) - (_running_sum(share * R, start) - share * R)
+    below = jnp.round(_running_sum(weight, start) - weight)
+    # Beyond the row before it, a row gains the gap in all subsets whose others lie below the gap.
+    gap = jnp.where(start, 0, R - jnp.roll(R, 1))
+    share = jnp.exp(log_binomial(below, k - 1) - jnp.maximum(log_binomial(size, k), -1e30))
+    known = (k <= jnp.round(size)) & (label < group.shape[0])
+    gain = _running_sum(jnp.where(known, share * gap, 0), start)
     return dataclasses.replace(credit, sequence=jnp.zeros_like(gain).at[order].set(gain))

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from polopt.numerics import segment_total, suffix_sum
+from polopt.numerics import segment_max, segment_total, suffix_sum
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -21,6 +21,16 @@ def episode_weight(trajectories: Trajectories) -> Array:
 def episode_return(reward: Array, trajectories: Trajectories) -> Array:
     """f32[N]: Σ_t reward[N,T] over the row and over all rows of its episode."""
     return segment_total(jnp.sum(reward, axis=1), trajectories.episode)
+
+
+def best_of_others(returns: Array, trajectories: Trajectories) -> Array:
+    """f32[N]: the largest return of the group's other scored episodes, -inf if there is none."""
+    weight, group = episode_weight(trajectories), trajectories.group
+    best = segment_max(jnp.where(weight > 0, returns, -jnp.inf), group)
+    leads = (weight > 0) & (returns == best)
+    shared = segment_total(jnp.where(leads, weight, 0), group) > 1.5  # by more than one episode
+    second = segment_max(jnp.where((weight > 0) & ~leads, returns, -jnp.inf), group)
+    return jnp.where(leads & ~shared, second, best)
 
 
 @piece(

@@ -52,14 +52,18 @@ def teacher_reward(
     coefficient: float = 1.0,
     source: Column = "logp_behaviour",
     bound: float | None = None,
+    alone: bool = False,
 ) -> Credit:
     """Pay for every token by how much likelier the teacher finds it; what it earned stays.
 
     Before a return: with `reward_to_go(γ)` the discounted form of distillation, with a group norm
     the reward-level hybrid.
+
+    Args:
+      alone: put it in the place of what was earned.
     """
     gap = _gap(trajectories, coefficient, source, bound)
-    return dataclasses.replace(credit, reward=credit.reward + gap)
+    return dataclasses.replace(credit, reward=gap if alone else credit.reward + gap)
 
 
 @piece(

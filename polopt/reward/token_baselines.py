@@ -21,7 +21,9 @@ from polopt.types import Array, Credit, Trajectories
 def _energy(trajectories: Trajectories, cap: Array | None) -> Array:
     """f32[N,T]: Σ_{s≤t} (1 − 2π + Σ_v π²), the squared norm of the score of all logits so far."""
     columns, mask = trajectories.columns, trajectories.action_mask
-    w = 1 - 2 * safe_exp(columns["logp_old"]) + columns["sum_prob_sq"]
+    p = safe_exp(columns["logp_old"])
+    # Σ π² ≥ π²: rounding of a sure token must not make a weight negative, nor the sum of them zero.
+    w = (1 - p) ** 2 + jnp.maximum(columns["sum_prob_sq"] - p**2, 0)
     if cap is not None:
         ratio = safe_exp(columns["logp_old"] - columns["logp_behaviour"])
         w = w * jnp.minimum(ratio, cap) ** 2

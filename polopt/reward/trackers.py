@@ -76,17 +76,18 @@ def beta_tracker(
     Args:
       drift: a recorded column with mean |logp then − now| of the prompt's last stored response.
     """
-    counted = trajectories.scored & (trajectories.length > 0)
+    weight = episode_weight(trajectories)
+    counted = weight > 0
     R = jnp.where(counted, credit.sequence, 0)
     past = _recall(memory, trajectories.prompt, {"success": 0.5, "failure": 0.5})
     rate = past["success"] / (past["success"] + past["failure"])
     ids = jnp.where(counted, _labels(trajectories), -1)
     moved = jnp.zeros_like(R) if drift is None else trajectories.columns[drift]
-    moved = group_mean(moved, ids, counted.astype(R.dtype))
+    moved = group_mean(moved, ids, weight)
     kept = jnp.clip(jnp.exp2(-moved / half_life), low, high)
     changed = {
-        "success": kept * past["success"] + segment_total(R, ids),
-        "failure": kept * past["failure"] + segment_total(jnp.where(counted, 1 - R, 0), ids),
+        "success": kept * past["success"] + segment_total(weight * R, ids),
+        "failure": kept * past["failure"] + segment_total(weight * (1 - R), ids),
     }
     made = dataclasses.replace(credit, sequence=jnp.where(counted, R - rate, 0))
     return made, _store(memory, trajectories.prompt, changed, counted)

@@ -106,7 +106,7 @@ def bernoulli_spread(mean: Array, std: Array) -> Array:
 
 
 def sibling_spread(mean: Array, std: Array) -> Array:
-    """The standard deviation of the siblings (ddof=0)."""
+    """The standard deviation of the siblings."""
     del mean
     return std
 
@@ -122,9 +122,8 @@ def sibling_spread(mean: Array, std: Array) -> Array:
     min_group=2,
     differs=(
         "that the paper's σ is √(μ(1−μ)) is not verified: its text and code were not to be had",
-        "a row that ends where others go on is a sibling of their next nodes, without tokens, and"
-        " so is a row without actions at the root",
-        "siblings of equal value have credit 0 and stay in the batch, where the paper prunes them",
+        "a row that ends where others go on counts in the value of that node, but is no sibling of"
+        " the nodes that follow it",
     ),
 )
 def tree_backup(
@@ -133,12 +132,15 @@ def tree_backup(
     *,
     eps: float = 1e-6,
     scale: Callable = bernoulli_spread,
+    ddof: int = 0,
+    drop: bool = True,
 ) -> Credit:
     """Back returns up the tree and compare each node with its siblings, at any depth.
 
     Args:
       scale: `f(mean f32[N], std f32[N]) -> f32[N]`, the σ of siblings from their mean and standard
-        deviation (ddof=0).
+        deviation (of `ddof`).
+      drop: take tokens of nodes out whose siblings are all of one value, as the paper prunes them.
     """
     tree, weight = tree_of(trajectories), episode_weight(trajectories)
     rows = jnp.arange(weight.shape[0])
@@ -152,17 +154,24 @@ def tree_backup(
         first = jnp.where(through[:, depth] < 0, rows, through[:, depth])
         parent = jnp.where(depth > 0, through[:, depth - 1], trajectories.group)
         once = jnp.where((first == rows) & (parent >= 0), weight, 0)
-        mean = group_mean(value, parent, once)
-        spread = scale(mean, group_std(value, parent, once, 0))
-        advantage = (centre(value, parent, once) / (spread + eps))[first]
-        value = jnp.where(parent < 0, value, mean)
+        going_on = jnp.where(through[:, depth] < 0, 0, once)
+        spread = scale(
+            group_mean(value, parent, going_on), group_std(value, parent, going_on, ddof)
+        )
+        advantage = (centre(value, parent, going_on) / (spread + eps))[first]
+        differ = (group_std(value, parent, going_on, 0) > 0)[first]
+        value = jnp.where(parent < 0, value, group_mean(value, parent, once))
         # Rows of one episode weigh one row together; a node weighs one, however many rows it has.
         weight = jnp.where(parent < 0, weight, jnp.minimum(segment_total(once, parent), 1))
-        return value, weight, table.at[:, depth].set(advantage)
+        made = jnp.stack([advantage, differ.astype(advantage.dtype)])
+        return value, weight, table.at[:, :, depth].set(made)
 
-    start = (credit.sequence, weight, jnp.zeros(through.shape, credit.sequence.dtype))
-    table = jax.lax.fori_loop(0, deepest + 1, level, start)[2]
-    return dataclasses.replace(credit, value=tree.at_tokens(table, 0.0))
+    start = (credit.sequence, weight, jnp.zeros((2, *through.shape), credit.sequence.dtype))
+    advantage, differ = jax.lax.fori_loop(0, deepest + 1, level, start)[2]
+    made = dataclasses.replace(credit, value=tree.at_tokens(advantage, 0.0))
+    if not drop:
+        return made
+    return dataclasses.replace(made, keep=made.keep & (tree.at_tokens(differ, 0.0) > 0))
 
 
 def alike(size: Array) -> Array:

@@ -15,7 +15,12 @@ from polopt.trajectory.corrections import (
     per_token,
     truncated_is,
 )
-from polopt.trajectory.distillation import divergence_loss, reverse_kl_loss, sorted_distance_loss
+from polopt.trajectory.distillation import (
+    divergence_loss,
+    reverse_kl_loss,
+    sorted_distance_loss,
+    teacher_surrogate,
+)
 from polopt.trajectory.gates import gamma_weight, soft_gate
 from polopt.trajectory.likelihood import positive_likelihood, sampler_likelihood
 from polopt.trajectory.masks import (
@@ -47,6 +52,7 @@ from polopt.trajectory.ratios import (
 from polopt.trajectory.regression import (
     flow_balance,
     group_centre,
+    pairwise_regression,
     squared_regression,
     value_regression,
 )
@@ -108,6 +114,7 @@ __all__ = [
     "offpolicy_sequence_mask",
     "one_side_mask",
     "pairwise_logistic",
+    "pairwise_regression",
     "pairwise_square",
     "per_sequence",
     "per_sequence_mean",
@@ -127,6 +134,7 @@ __all__ = [
     "sorted_distance_loss",
     "squared_regression",
     "tapered_weight",
+    "teacher_surrogate",
     "token_ratio",
     "total_variation",
     "truncated_is",

@@ -8,7 +8,7 @@ from polopt.columns import jsd, name_of, sorted_prob
 from polopt.numerics import safe_exp, token_info, turn_total
 from polopt.numerics import stop as sg
 from polopt.transform import Column, Transform, Want, piece
-from polopt.types import Array, Context, Surrogate, Trajectories
+from polopt.types import Array, Context, Surrogate
 
 JSD = jsd(0.5, "teacher")
 SORTED = sorted_prob(3)
@@ -71,6 +71,30 @@ def reverse_kl_loss(
     return surrogate.with_term("distillation", objective, context.mask)
 
 
+@piece(
+    "trajectory",
+    term="distillation",
+    needs=("logp_teacher",),
+    formula="c · r·(l_T − l_μ),  r = π/μ",
+    source="On-policy distillation, Thinking Machines 2025, as a term beside another policy term",
+    repairs=("never_solved", "sparse_credit", "teacher_ceiling"),
+)
+def teacher_surrogate(
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    coefficient: float = 1.0,
+    source: Column = "logp_behaviour",
+    aggregate: Transform | None = None,
+) -> Surrogate:
+    """OPD's surrogate with a ratio of its own, whatever clip the policy's term has."""
+    sampled = context.column(source)
+    gap = context.column("logp_teacher") - sampled
+    objective = coefficient * safe_exp(surrogate.logp - sampled) * gap
+    mask = context.mask & context.rows.scored[:, None]
+    return surrogate.with_term("distillation", objective, mask)
+
+
 def _span_starts(span: Array, mask: Array) -> Array:
     """bool[N,T]: the first token of every span inside the mask."""
     inside = jnp.where(mask, span, -1)
@@ -78,14 +102,9 @@ def _span_starts(span: Array, mask: Array) -> Array:
     return mask & (inside >= 0) & (inside != before)
 
 
-def _aligned(trajectories: Trajectories, keep: Array, **unused: Array) -> Array:
-    return _span_starts(trajectories.columns["span"], keep)
-
-
 @piece(
     "trajectory",
     term="distillation",
-    members=_aligned,
     needs=("span", "teacher_sorted_prob"),
     couples="sequence",
     formula="−c · Σ_k |p_(k)·Π π(rest of the span) − q_(k)|, at the first token of each span",
@@ -101,11 +120,17 @@ def sorted_distance_loss(
     probabilities: Want = SORTED,
     aggregate: Transform | None = None,
 ) -> Surrogate:
-    """Distil across tokenizers: compare sorted probabilities where both texts are aligned."""
+    """Distil across tokenizers: compare sorted probabilities where both texts are aligned.
+
+    For an aggregation by the mean of each row.
+    """
     span, mask = context.column("span"), context.mask
     start = _span_starts(span, mask)
     place = jnp.where(mask & (span >= 0), jnp.cumsum(start, axis=1) - 1, -1)
     rest = safe_exp(turn_total(jnp.where(start, 0, surrogate.logp), place))
     student = rest[..., None] * context.outputs[name_of(probabilities)]
     distance = jnp.sum(jnp.abs(student - context.column("teacher_sorted_prob")), axis=-1)
-    return surrogate.with_term("distillation", -coefficient * distance, start)
+    # A row's mean over its tokens becomes its mean over spans.
+    spans = jnp.maximum(jnp.sum(start, axis=1), 1)
+    scale = (jnp.sum(mask, axis=1) / spans)[:, None]
+    return surrogate.with_term("distillation", -coefficient * scale * distance, start)

@@ -200,7 +200,7 @@ def entropy_quantile_mask(
 ) -> Surrogate:
     """Train only where the policy hesitates: the tokens of highest entropy."""
     H = sg(context.outputs["entropy"])
-    keep = H >= masked_quantile(H, context.mask, 1 - share)
+    keep = masked_quantile(H, context.mask, 1 - share) <= H
     made = _masked(surrogate, context, keep)
     if not own_denominator:
         return made

@@ -17,6 +17,7 @@ from polopt.numerics import (
     row_length,
     row_mean,
     safe_exp,
+    segment_total,
 )
 from polopt.numerics import stop as sg
 from polopt.transform import Column, piece
@@ -38,16 +39,17 @@ def _row(x: Array, context: Context) -> Array:
     "trajectory",
     reads="ratio",
     couples="group",
-    formula="x_i ← x_i − mean_g(x)",
-    source="GVPO, 2504.19599, eq. 8",
-    differs=("the authors' code detaches the mean: the residuals sum to zero, so nothing changes",),
+    formula="x_i ← x_i − sg[mean_g(x)]",
+    source="GVPO, 2504.19599, eq. 8; detached as in the authors' code",
 )
 def group_centre(surrogate: Surrogate, context: Context) -> Surrogate:
-    """Compare a row's log-ratio with the mean of its group: log Z cancels."""
-    x = _row(surrogate.log_ratio, context)
-    rows = context.rows
-    counted = ((rows.group >= 0) & rows.scored & jnp.any(context.mask, axis=1)).astype(x.dtype)
-    centred = (x - group_mean(x, rows.group, counted)) * counted
+    """Compare a row's log-ratio with the mean of its group: log Z cancels.
+
+    The members are those of a group baseline: scored rows, an empty completion with x = 0.
+    """
+    x, rows = _row(surrogate.log_ratio, context), context.rows
+    counted = ((rows.group >= 0) & rows.scored).astype(x.dtype)
+    centred = x - sg(group_mean(x, rows.group, counted))
     log_ratio = jnp.broadcast_to(centred[:, None], surrogate.log_ratio.shape)
     return dataclasses.replace(surrogate, log_ratio=log_ratio)
 
@@ -59,7 +61,7 @@ def group_centre(surrogate: Surrogate, context: Context) -> Surrogate:
     term="policy",
     couples="sequence",
     formula="−c · (A_i − β·x_i)²",
-    source="GVPO, 2504.19599, eq. 8; REBEL, 2404.16767, eq. 7; A*-PO, 2505.20686, eq. 6",
+    source="GVPO, 2504.19599, eq. 8; A*-PO, 2505.20686, eq. 6; per β: Kimi k1.5, 2501.12599, eq. 3",
 )
 def squared_regression(
     surrogate: Surrogate,
@@ -67,18 +69,46 @@ def squared_regression(
     *,
     beta: float = 0.1,
     coefficient: float = 0.5,
+    per_beta: bool = False,
     per_token: bool = False,
 ) -> Surrogate:
     """Fit β times the sequence's log-ratio to its credit.
 
     Args:
+      per_beta: divide by β, so that the gradient starts as that of A·l.
       per_token: divide a row's error by its length, as Kimi k1.5's public code does.
     """
     residual = _row(context.credit, context) - beta * _row(surrogate.log_ratio, context)
-    scale = 1 / jnp.maximum(row_length(context.mask), 1) if per_token else 1.0
+    scale = coefficient / beta if per_beta else coefficient
+    if per_token:
+        scale = scale / jnp.maximum(row_length(context.mask), 1)
     # A row without a score has no target.
-    known = context.rows.scored.astype(residual.dtype)
-    return _row_term(surrogate, context, -coefficient * known * scale * residual**2)
+    return _row_term(surrogate, context, -scale * context.rows.scored * residual**2)
+
+
+@piece(
+    "trajectory",
+    reads="ratio",
+    writes="policy",
+    term="policy",
+    couples="group",
+    formula="−mean_{i<j} ((x_i − x_j)/η − (A_i − A_j))²",
+    source="REBEL, 2404.16767, eq. 7",
+    differs=(
+        "of all pairs of a group; their mean square is 2/(n−1) times the centred sum of squares,"
+        " which is what each row has its part of",
+    ),
+)
+def pairwise_regression(surrogate: Surrogate, context: Context, *, eta: float = 1.0) -> Surrogate:
+    """Fit differences of log-ratios to differences of rewards. For a mean over groups (ddof=0)."""
+    rows = context.rows
+    written = (rows.group >= 0) & jnp.any(context.mask, axis=1)
+    paired = (written & rows.scored).astype(context.credit.dtype)
+    z = _row(surrogate.log_ratio, context) / eta - _row(context.credit, context)
+    n = segment_total(paired, rows.group)
+    size = segment_total(written.astype(paired.dtype), rows.group)
+    error = paired * (z - group_mean(z, rows.group, paired)) ** 2
+    return _row_term(surrogate, context, -2 * size / jnp.maximum(n - 1, 1) * error)
 
 
 @piece(

@@ -1,27 +1,56 @@
 """Which oracle each method is compared with, with what settings. Several rows to a key are fine."""
 
+import dataclasses
 import functools
 import math
 import zlib
 
 import jax
 import numpy as np
-from oracles import critics, grpo_family, methods, reinforce_family, trust_regions
+from oracles import (
+    agreement,
+    critics,
+    distillation,
+    grpo_family,
+    methods,
+    mismatch,
+    preference,
+    regression,
+    reinforce_family,
+    trackers,
+    trees,
+    trust_regions,
+    turns,
+)
 
 from polopt import algorithms, chain
 from polopt.divergence import k2
+from polopt.modifiers import with_masked_is, with_offpolicy_mask, with_truncated_is
 from polopt.numerics import uniform_by_identity
 from polopt.reward import (
     analytic_pass_at_k,
     batch_whiten,
     best_minus_second,
     beta_normalise,
+    bi_level_gae,
+    by_size,
     drop_truncated,
     gae,
+    group_std_scale,
+    keep_top_spread,
+    length_penalty,
+    log_mean_exp_baseline,
     max_at_k,
+    multi_level_group_mean,
     objective_weights,
     optimal_token_baseline,
+    outcome_return,
     per_objective_group_norm,
+    shared_prefix_mean,
+    sibling_spread,
+    step_group_advantage,
+    tree_backup,
+    turn_gae,
 )
 from polopt.testing.probe import SEED
 from polopt.trajectory import (
@@ -31,8 +60,10 @@ from polopt.trajectory import (
     dual_clip,
     exponential_weight,
     kl_penalty,
+    per_sequence,
     ring_mask,
     sampler_likelihood,
+    squared_regression,
     two_side_mask,
     value_loss,
 )
@@ -44,6 +75,19 @@ ROWS, WIDTH = 25, 10  # of all batches
 def bootstrapped(alg, gamma=1.0, lam=0.95):
     """The oracles know the value of a truncated row's last state."""
     return alg.replace(gae=gae(gamma, lam, bootstrap="bootstrap_value"))
+
+
+def unbiased_grpo(batch, **kw):
+    """GRPO with the oracle's ratio-weighted k3 in place of its own penalty."""
+    grpo = methods.grpo(batch, beta=0.0, **kw)
+
+    def loss(logp, value=None, entropy=None, *, detached_logp=None):
+        def penalty(n, t):
+            return mismatch.unbiased_kl(logp[n, t], batch.logp_old[n, t], batch.logp_ref[n, t])
+
+        return grpo.loss(logp) + 0.04 * methods._weighted_sum(grpo.weight, penalty)
+
+    return dataclasses.replace(grpo, loss=loss)
 
 
 @functools.cache
@@ -60,6 +104,9 @@ def drawn(oracle):
 
 
 A = algorithms
+# The oracle's credit is another way to write it down: only losses and gradients are compared.
+LOSS_ONLY = {"dro", "gkd", "sdpo", "gold"}
+
 PAIRS = {
     "reinforce": (A.reinforce(), methods.reinforce),
     "a2c": (bootstrapped(A.a2c(), 0.9, 0.8), partial(methods.a2c, gamma=0.9, lam=0.8)),
@@ -202,4 +249,100 @@ PAIRS = {
     "psr": (A.psr(), grpo_family.psr),
     "w_reinforce": (A.w_reinforce(), grpo_family.w_reinforce),
     "dcpo": (A.dcpo(), trust_regions.dcpo),
+    "tis": (A.tis(), mismatch.tis),
+    "tis, rows": (
+        with_truncated_is(A.grpo(), 1.2, level=per_sequence),
+        partial(mismatch.tis, cap=1.2, level="sequence"),
+    ),
+    "mis": (A.mis(), mismatch.mis),
+    "mis, tokens": (
+        with_masked_is(A.grpo(), 0.9, 1.1),
+        partial(mismatch.mis, low=0.9, high=1.1, level="token"),
+    ),
+    "icepop": (A.icepop(), mismatch.icepop),
+    "opsm": (A.opsm(), mismatch.opsm),
+    "opsm, near": (with_offpolicy_mask(A.grpo(), 0.01), partial(mismatch.opsm, delta=0.01)),
+    "decoupled_ppo": (
+        bootstrapped(A.decoupled_ppo()),
+        partial(mismatch.decoupled_ppo, beta=0.02, value_coefficient=1.0, cap=5.0),
+    ),
+    "unbiased_kl": (A.unbiased_kl(), unbiased_grpo),
+    "dro": (A.dro(), regression.dro),
+    "rebel": (A.rebel(eta=0.5), partial(regression.rebel, eta=0.5)),
+    "gvpo": (A.gvpo(), regression.gvpo),
+    "kimi_pmd": (A.kimi_pmd(), regression.kimi_pmd),
+    "kimi_pmd, the others' partition, length in the reward": (
+        A.kimi_pmd(tau=0.3).replace(
+            reward=chain(outcome_return(), length_penalty(0.2), log_mean_exp_baseline(0.3)),
+            squared_regression=squared_regression(0.3, 0.5, per_beta=True, per_token=True),
+        ),
+        partial(
+            regression.kimi_pmd, tau=0.3, baseline="partition", length_penalty=0.2, per_token=True
+        ),
+    ),
+    "a_star_po": (A.a_star_po(beta=0.5), partial(regression.a_star_po, beta2=0.5)),
+    "flowrl": (A.flowrl(), regression.flowrl),
+    "dpo": (A.dpo(), preference.dpo),
+    "ipo": (A.ipo(), preference.ipo),
+    "online_dpo": (A.online_dpo(beta=0.4), partial(preference.online_dpo, beta=0.4)),
+    "gkd": (A.gkd(), distillation.gkd),
+    "minillm": (A.minillm(), distillation.minillm),
+    "opd": (A.opd(), distillation.opd),
+    "iw_opd": (A.iw_opd(), distillation.iw_opd),
+    "sdpo": (A.sdpo(), distillation.sdpo),
+    "gold": (A.gold(), distillation.gold),
+    "grpo_opd": (A.grpo_opd(coefficient=0.4), partial(distillation.grpo_opd, coefficient=0.4)),
+    "grpo_opd, in the reward": (
+        A.grpo_opd(coefficient=0.4, level="reward"),
+        partial(distillation.grpo_opd, coefficient=0.4, at="reward"),
+    ),
+    "grpo_opd, in the loss": (
+        A.grpo_opd(coefficient=0.4, level="loss"),
+        partial(distillation.grpo_opd, coefficient=0.4, at="loss"),
+    ),
+    "spo_single_stream": (
+        A.spo_single_stream(),
+        partial(trackers.spo_single_stream, tracker=trackers.initial_tracker([[]] * ROWS)),
+    ),
+    "prime": (A.prime(), trackers.prime),
+    "ttrl": (A.ttrl(), agreement.ttrl),
+    "empo": (A.empo(), agreement.empo),
+    "treerpo": (
+        A.treerpo().replace(tree_backup=tree_backup(1e-6, sibling_spread, ddof=1)),
+        partial(trees.treerpo, scale="std"),
+    ),
+    "treepo": (A.treepo(), trees.treepo),
+    "treepo, by size": (
+        A.treepo().replace(multi_level_group_mean=multi_level_group_mean(by_size, skip_equal=True)),
+        partial(trees.treepo, weighting="size", drop_flat=True),
+    ),
+    "arpo": (A.arpo(), trees.arpo),
+    "arpo, hard": (
+        A.arpo().replace(group_std_scale=chain(group_std_scale(), shared_prefix_mean())),
+        partial(trees.arpo, attribution="hard"),
+    ),
+    "gigpo": (A.gigpo(), turns.gigpo),
+    "gigpo, means only": (
+        A.gigpo().replace(
+            group_std_scale=chain(), step_group_advantage=step_group_advantage(0.9, None)
+        ),
+        partial(turns.gigpo, normalise=False, gamma=0.9),
+    ),
+    "mt_grpo": (A.mt_grpo(), turns.mt_grpo),
+    "turn_ppo": (
+        A.turn_ppo().replace(turn_gae=turn_gae(0.99, 0.9, "bootstrap_value")),
+        partial(turns.turn_ppo, value_coefficient=1.0),
+    ),
+    "bi_level_gae": (
+        A.bi_level_gae().replace(bi_level_gae=bi_level_gae(0.95, 0.8, 0.9, 0.8, "bootstrap_value")),
+        partial(turns.bi_level_gae, turn_gamma=0.95, gamma=0.9, lam=0.8, value_coefficient=1.0),
+    ),
+    "starpo": (
+        A.starpo(),
+        partial(turns.starpo, critic=False, clip=(0.2, 0.28), beta=0.0),
+    ),
+    "starpo, filtered": (
+        A.starpo().replace(reward=chain(A.starpo().reward, keep_top_spread(0.5))),
+        partial(turns.starpo_s, critic=False, fraction=0.5),
+    ),
 }

@@ -33,11 +33,16 @@ def majority_reward(batch: Batch) -> np.ndarray:
 
 
 def cluster_probability(batch: Batch) -> np.ndarray:
-    """`|rows with my answer| / G` `[N]`, G the scored members; 0 without an answer (EMPO)."""
+    """`|rows with my answer| / G` `[N]`, G the scored members; 0 without an answer (EMPO).
+
+    0 also where all answers of the group differ, as in the authors' code for mathematics: there a
+    group is rewarded only below an entropy of `log G`.
+    """
     out = np.zeros(len(batch.group))
     for n in range(len(out)):
         members = batch.members(batch.group[n])
-        if batch.scored[n] and batch.answer[n] >= 0:
+        clusters = [sum(batch.answer[i] == batch.answer[j] >= 0 for i in members) for j in members]
+        if batch.scored[n] and batch.answer[n] >= 0 and max(clusters) > 1:
             alike = [j for j in members if batch.answer[j] == batch.answer[n]]
             out[n] = len(alike) / len(members)
     return out

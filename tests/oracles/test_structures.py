@@ -1,4 +1,4 @@
-"""Trackers, votes, trees and turns a second time, each derived in another way than in its module."""
+"""Trackers, votes, trees and turns again, each derived in another way than in its module."""
 
 import math
 from dataclasses import replace

@@ -23,6 +23,7 @@ from trl.experimental.gkd import gkd_trainer
 from trl.experimental.gmpo import gmpo_trainer
 from trl.experimental.iw_opd import iw_opd_trainer
 from trl.experimental.sdpo import sdpo_trainer
+from trl.rewards import get_soft_overlong_punishment
 from trl.trainer import dpo_trainer, grpo_trainer, rloo_trainer
 
 torch.set_default_dtype(torch.float64)  # TRL makes some constants of the default type
@@ -34,7 +35,10 @@ frozen = partial(freeze, "trl", VERSION)
 
 def accelerator():
     """Of one process."""
-    same = lambda x, *_, **__: x  # noqa: E731
+
+    def same(x, *_, **__):
+        return x
+
     return SimpleNamespace(
         num_processes=1,
         process_index=0,
@@ -50,9 +54,16 @@ def accelerator():
 def trainer(logp, entropy, **settings):
     """A stand-in with TRL's own defaults, unless `settings` says otherwise."""
     names = {
-        "epsilon": 0.2, "delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1,
-        "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05, "vespo_k_pos": 2.0,
-        "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
+        "epsilon": 0.2,
+        "delta": None,
+        "use_bias_correction_kl": True,
+        "steps_per_generation": 1,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0,
+        "vespo_lambda_pos": 3.0,
+        "vespo_k_neg": 3.0,
+        "vespo_lambda_neg": 2.0,
     }
     made = SimpleNamespace(
         args=SimpleNamespace(**{k: settings.get(k, v) for k, v in names.items()}),
@@ -91,7 +102,7 @@ def trainer(logp, entropy, **settings):
 
 @cache
 def excerpt(method, first, last):
-    """A method's statements from the line that begins with `first` to before the one with `last`."""
+    """A method's statements from the line that begins with `first` up to the one with `last`."""
     lines = inspect.getsource(inspect.unwrap(method)).splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
     stop = next(i for i in range(start, len(lines)) if lines[i].strip().startswith(last))
@@ -101,7 +112,7 @@ def excerpt(method, first, last):
 def run_excerpt(method, first, last, **names):
     """The names that TRL's own statements leave, in the namespace of their module."""
     space = {**inspect.unwrap(method).__globals__, **names}
-    exec(excerpt(method, first, last), space)  # noqa: S102
+    exec(excerpt(method, first, last), space)
     return space
 
 
@@ -182,7 +193,9 @@ def value_and_gradient(batch, credit, splits=1, method=None, **settings):
     total = 0.0
     for rows in np.split(np.arange(len(batch.mask)), splits):
         made = trainer(
-            logp[rows], entropy32(batch)[rows], gradient_accumulation_steps=splits,
+            logp[rows],
+            entropy32(batch)[rows],
+            gradient_accumulation_steps=splits,
             **{"steps_per_generation": splits, **settings},
         )
         total = total + method(made, None, inputs_of(batch, credit, rows, **settings))
@@ -207,8 +220,11 @@ def policy(case, narrow=None, method=None, credit=None, **settings):
 
 def policies():
     kinds = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
-    extra = {"dapo": {"epsilon": 0.2, "epsilon_high": 0.28}, "cispo": {"epsilon_high": 5.0},
-             "dr_grpo": {"scale_rewards": "none", "max_completion_length": 12}}
+    extra = {
+        "dapo": {"epsilon": 0.2, "epsilon_high": 0.28},
+        "cispo": {"epsilon_high": 5.0},
+        "dr_grpo": {"scale_rewards": "none", "max_completion_length": 12},
+    }
     for kind in kinds:
         policy(kind, loss_type=kind, **extra.get(kind, {}))
     sequence = {"importance_sampling_level": "sequence"}
@@ -223,13 +239,24 @@ def policies():
     policy("opsm_engine", loss_type="dapo", off_policy_mask_threshold=0.1)
     policy("opsm_old", loss_type="dapo", off_policy_mask_threshold=0.1, sampled_by_engine=False)
     for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
-        policy(f"engine_{mode}", loss_type="dapo", vllm_importance_sampling_mode=mode,
-               vllm_importance_sampling_clip_max=2.0, vllm_importance_sampling_clip_min=0.5)
-    policy("vespo_engine", loss_type="vespo", vllm_importance_sampling_mode="token_truncate",
-           vllm_importance_sampling_clip_max=3.0)
+        policy(
+            f"engine_{mode}",
+            loss_type="dapo",
+            vllm_importance_sampling_mode=mode,
+            vllm_importance_sampling_clip_max=2.0,
+            vllm_importance_sampling_clip_min=0.5,
+        )
+    policy(
+        "vespo_engine",
+        loss_type="vespo",
+        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=3.0,
+    )
     policy("gmpo", method=gmpo_trainer.GMPOTrainer._compute_loss, loss_type="grpo", epsilon=0.4)
     policy(
-        "gdpo", {"group_size": 4, "empty": False}, loss_type="dapo",
+        "gdpo",
+        {"group_size": 4, "empty": False},
+        loss_type="dapo",
         credit=lambda b: group_credit(
             b, rewards=b.parts.sum(axis=2).T, multi_objective_aggregation="normalize_then_sum"
         ),
@@ -239,6 +266,7 @@ def policies():
 
 def splits():
     """bnpo divides each micro-batch by its own tokens: the same rows give two losses."""
+
     def run(batch):
         credit = group_credit(batch)
         one = value_and_gradient(batch, credit, splits=1, loss_type="bnpo")
@@ -277,8 +305,9 @@ def rloo():
 
     frozen("rloo", of(), batches=narrow, settings={"epsilon": 0.2})
     whitened = {"epsilon": 0.2, "normalize_advantages": True}
-    frozen("rloo_normalised", of(**whitened), batches={**narrow, "group_size": 4},
-           settings=whitened)
+    frozen(
+        "rloo_normalised", of(**whitened), batches={**narrow, "group_size": 4}, settings=whitened
+    )
 
 
 def a2po():
@@ -288,7 +317,10 @@ def a2po():
         rewards = tensor(batch.reference_rewards)
         names = run_excerpt(
             a2po_trainer.A2POTrainer._estimate_optimal_values,
-            "v_star =", "for j, prompt_text", rewards=rewards, n=rewards.shape[1],
+            "v_star =",
+            "for j, prompt_text",
+            rewards=rewards,
+            n=rewards.shape[1],
             beta1=settings["beta1"],
         )
         logp, mask = tensor(batch.logp).requires_grad_(), tensor(batch.mask)
@@ -296,9 +328,12 @@ def a2po():
         made.args.beta2 = settings["beta2"]
         made._get_sequence_logps = lambda *_: (logp * mask).sum(1)
         inputs = {
-            "input_ids": None, "attention_mask": None, "logits_to_keep": None,
+            "input_ids": None,
+            "attention_mask": None,
+            "logits_to_keep": None,
             "ref_logps": (tensor(batch.logp_ref) * mask).sum(1),
-            "rewards": tensor(batch.outcome), "v_star": names["v_star"],
+            "rewards": tensor(batch.outcome),
+            "v_star": names["v_star"],
         }
         loss = a2po_trainer.A2POTrainer.compute_loss(made, None, inputs)
         loss.backward()
@@ -313,6 +348,7 @@ def a2po():
 
 def preferences():
     """Row i of the first four is chosen over row i + 4."""
+
     def model(logp):
         def forward(*_, labels, **__):
             padded = torch.cat([torch.zeros(len(logp), 1), logp], dim=1)
@@ -329,9 +365,15 @@ def preferences():
             logp = tensor(batch.logp).requires_grad_()
             made = trainer(None, None, beta=beta)
             vars(made).update(
-                ref_model=model(tensor(batch.logp_ref)), precompute_ref_logps=False, ld_alpha=None,
-                f_divergence_type="reverse_kl", loss_types=[loss], loss_weights=[1.0],
-                use_weighting=False, _total_train_tokens=0, _tp_size=1,
+                ref_model=model(tensor(batch.logp_ref)),
+                precompute_ref_logps=False,
+                ld_alpha=None,
+                f_divergence_type="reverse_kl",
+                loss_types=[loss],
+                loss_weights=[1.0],
+                use_weighting=False,
+                _total_train_tokens=0,
+                _tp_size=1,
             )
             made.args.gradient_checkpointing_kwargs = None
             made.model.is_gradient_checkpointing = False
@@ -344,12 +386,17 @@ def preferences():
         return run
 
     for name, loss, beta in (("dpo", "sigmoid", 0.1), ("ipo", "ipo", 0.5)):
-        frozen(name, of(loss, beta), batches={},
-               settings={"loss_type": loss, "beta": beta, "pairs": "row i over row i + 4"})
+        frozen(
+            name,
+            of(loss, beta),
+            batches={},
+            settings={"loss_type": loss, "beta": beta, "pairs": "row i over row i + 4"},
+        )
 
 
 def divergences():
     """On full logits; `temperature` 1."""
+
     def gkd(beta):
         def run(batch):
             student = tensor(batch.student).requires_grad_()
@@ -388,7 +435,9 @@ def divergences():
         "sampled": {"distillation_mode": "sampled_token", "distillation_alpha": 1.0},
         "full": {"distillation_mode": "full_logits", "distillation_alpha": 0.5},
         "topk": {
-            "distillation_mode": "topk_logits", "distillation_topk": 3, "distillation_alpha": 1.0,
+            "distillation_mode": "topk_logits",
+            "distillation_topk": 3,
+            "distillation_alpha": 1.0,
             "distillation_add_tail": True,
         },
     }
@@ -422,7 +471,7 @@ def iw_opd():
 def overlong():
     """The punishment of each row, repeated over its tokens."""
     settings = {"max_completion_len": 7, "soft_punish_cache": 3}
-    punish = trl.rewards.get_soft_overlong_punishment(**settings)
+    punish = get_soft_overlong_punishment(**settings)
 
     def run(batch):
         rewards = punish([[0] * int(n) for n in batch.length])

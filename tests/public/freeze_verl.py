@@ -1,17 +1,13 @@
 """Freeze verl 0.9.1. In an environment of its own, on CPU:
 
-    uv venv verl && uv pip install --python verl verl==0.9.1 torch
-    cd tests/public && verl/bin/python freeze_verl.py
+uv venv verl && uv pip install --python verl verl==0.9.1 torch
+cd tests/public && verl/bin/python freeze_verl.py
 """
-
-import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import verl
 from freezing import freeze
-from omegaconf import OmegaConf
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos as core
 from verl.trainer.ppo import rollout_corr_helper as corr
@@ -26,9 +22,7 @@ def tensor(x):
 
 def actor(**settings):
     loss = settings.pop("policy_loss", {})
-    made = ActorConfig(
-        strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=1, **settings
-    )
+    made = ActorConfig(strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=1, **settings)
     for name, value in loss.items():
         object.__setattr__(made.policy_loss, name, value)
     return made
@@ -106,8 +100,12 @@ def policies():
     for name, mode in modes.items():
         policy(f"grpo_{name}", "grpo", agg=mode, narrow=NO_SINGLE, clip_ratio=0.2)
     policy(
-        "dr_grpo", "grpo", agg="seq-mean-token-sum-norm", narrow=NO_SINGLE,
-        adv={"norm_adv_by_std_in_grpo": False}, clip_ratio=0.2,
+        "dr_grpo",
+        "grpo",
+        agg="seq-mean-token-sum-norm",
+        narrow=NO_SINGLE,
+        adv={"norm_adv_by_std_in_grpo": False},
+        clip_ratio=0.2,
     )
     policy(
         "dapo", "grpo", narrow=NO_SINGLE, clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.28
@@ -121,24 +119,58 @@ def policies():
     for name, holes in (("otb", False), ("tir_otb", None)):
         key = "optimal_token_baseline" if name == "otb" else "tir_optimal_token_baseline"
         policy(
-            name, key, narrow={"singletons": False, "holes": holes, "empty": False},
+            name,
+            key,
+            narrow={"singletons": False, "holes": holes, "empty": False},
             adv={
                 "old_log_probs": lambda b: tensor(b.logp_old),
                 "sum_pi_squared": lambda b: tensor(b.sum_prob_sq),
             },
         )
-    policy("gspo", "grpo", "gspo", "seq-mean-token-mean", narrow=NO_SINGLE,
-           clip_ratio_low=3e-1, clip_ratio_high=4e-1)
+    policy(
+        "gspo",
+        "grpo",
+        "gspo",
+        "seq-mean-token-mean",
+        narrow=NO_SINGLE,
+        clip_ratio_low=3e-1,
+        clip_ratio_high=4e-1,
+    )
     policy("sapo", "grpo", "sapo", "seq-mean-token-mean", narrow=NO_SINGLE)
     policy("cispo", "grpo", "cispo", narrow=NO_SINGLE, clip_ratio_low=0.5, clip_ratio_high=0.3)
-    policy("gmpo", "grpo", "geo_mean", narrow={**NO_SINGLE, "empty": False}, clip_ratio_low=0.4,
-           clip_ratio_high=0.4)
-    policy("dppo_tv", "grpo", "dppo_tv", narrow=NO_SINGLE, clip_ratio=0.15, clip_ratio_low=0.15,
-           clip_ratio_high=0.15)
-    policy("dppo_kl", "grpo", "dppo_kl", narrow=NO_SINGLE, clip_ratio=0.05, clip_ratio_low=0.05,
-           clip_ratio_high=0.05)
-    policy("kl_cov", "grpo", "kl_cov", narrow=NO_SINGLE,
-           policy_loss={"kl_cov_ratio": 0.2, "ppo_kl_coef": 0.7})
+    policy(
+        "gmpo",
+        "grpo",
+        "geo_mean",
+        narrow={**NO_SINGLE, "empty": False},
+        clip_ratio_low=0.4,
+        clip_ratio_high=0.4,
+    )
+    policy(
+        "dppo_tv",
+        "grpo",
+        "dppo_tv",
+        narrow=NO_SINGLE,
+        clip_ratio=0.15,
+        clip_ratio_low=0.15,
+        clip_ratio_high=0.15,
+    )
+    policy(
+        "dppo_kl",
+        "grpo",
+        "dppo_kl",
+        narrow=NO_SINGLE,
+        clip_ratio=0.05,
+        clip_ratio_low=0.05,
+        clip_ratio_high=0.05,
+    )
+    policy(
+        "kl_cov",
+        "grpo",
+        "kl_cov",
+        narrow=NO_SINGLE,
+        policy_loss={"kl_cov_ratio": 0.2, "ppo_kl_coef": 0.7},
+    )
     policy("dro", "grpo", "dro", narrow=NO_SINGLE, policy_loss={"dro_beta": 0.3})
 
 
@@ -150,9 +182,7 @@ def ppo():
         credit, returns = core.compute_gae_advantage_return(*args)
         credit = torch.where(args[2] > 0, credit, 0)
         value = tensor(batch.value).requires_grad_()
-        critic, _ = core.compute_value_loss(
-            value, returns, args[1], args[2], cliprange_value=0.5
-        )
+        critic, _ = core.compute_value_loss(value, returns, args[1], args[2], cliprange_value=0.5)
         critic.backward()
         made = loss_of("vanilla", batch, credit, "token-mean", config)
         return {
@@ -163,8 +193,14 @@ def ppo():
         }
 
     # A reward on an empty row lies off the mask: verl's recursion takes it into the next token.
-    freeze("verl", verl.__version__, "ppo", run, batches={"empty": False},
-           settings={"gamma": 0.9, "lam": 0.8, "clip_ratio": 0.2, "cliprange_value": 0.5})
+    freeze(
+        "verl",
+        verl.__version__,
+        "ppo",
+        run,
+        batches={"empty": False},
+        settings={"gamma": 0.9, "lam": 0.8, "clip_ratio": 0.2, "cliprange_value": 0.5},
+    )
 
 
 def penalties():
@@ -190,7 +226,9 @@ def corrections():
         "tis_token": {"rollout_is": "token", "rollout_is_threshold": 2.0},
         "tis_sequence": {"rollout_is": "sequence", "rollout_is_threshold": 2.0},
         "tis_normalised": {
-            "rollout_is": "token", "rollout_is_threshold": 2.0, "rollout_is_batch_normalize": True
+            "rollout_is": "token",
+            "rollout_is_threshold": 2.0,
+            "rollout_is_batch_normalize": True,
         },
         "icepop": {"rollout_is": "token", "rollout_is_threshold": "0.5_5.0"},
     }

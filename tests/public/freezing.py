@@ -32,9 +32,7 @@ def batches(narrow: dict) -> Iterator[tuple[int, PublicBatch | PublicLogits]]:
         seed += 1
 
 
-def freeze(
-    package: str, version: str, case: str, run: Callable[..., Values], **settings
-) -> None:
+def freeze(package: str, version: str, case: str, run: Callable[..., Values], **settings) -> None:
     """Run one case and write `frozen/<package>_<case>.npz`; `settings["batches"]` narrows them."""
     kept: dict[str, list] = {}
     for number, (seed, batch) in enumerate(batches(settings.get("batches", {}))):

@@ -81,7 +81,9 @@ VERL: dict[str, Algorithm] = {
     "gspo": method(GROUP, chain(sequence_ratio_token_grad(), clip(0.3, 0.4)), sequence_mean()),
     "sapo": method(GROUP, chain(token_ratio(), soft_gate(1.0, 1.05)), sequence_mean()),
     "cispo": of_token(detach_weight(0.5, 0.3)),
-    "gmpo": method(GROUP, chain(token_ratio(), geometric_mean_surrogate(0.4, 0.4)), sequence_mean()),
+    "gmpo": method(
+        GROUP, chain(token_ratio(), geometric_mean_surrogate(0.4, 0.4)), sequence_mean()
+    ),
     # ActorConfig's clip_ratio_c of 3 bounds the ratio, where the function alone would take 20.
     "dppo_tv": of_token(
         chain(detach_weight(high=2.0), divergence_mask(total_variation, 0.15, 0.15))

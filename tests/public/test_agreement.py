@@ -14,7 +14,7 @@ from polopt.columns import name_of
 from polopt.testing.probe import Case, measure
 from polopt.types import Array
 
-from .batches import N, T, PublicBatch, project, public_batch
+from .batches import N, PublicBatch, T, project, public_batch
 from .presets import VERL
 
 FROZEN = pathlib.Path(__file__).parent / "frozen"
