@@ -3,7 +3,7 @@
 The loss is `−Σ weight·objective`, a plain sum, so any split of a step sums to the same gradient.
 `mask [N,T]` says how much each token counts: 0, 1, or a share where it stands in several rows.
 A *window* is the rows of one optimiser step. Rows without a masked-in token are not rows: they
-enter no denominator. Names follow the catalogue; "GRPO's" and "DAPO's" say where each is from.
+enter no denominator, unless `count_empty` counts them as TRL does. Names follow the catalogue.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ def _inverse(x: Array) -> Array:
     return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1), 0)
 
 
-def _rows(mask: Array, window: Window) -> Array:
-    """[N]: how many rows with tokens the row's step has."""
-    return segment_total((row_length(mask) > 0).astype(float), window.step)
+def _rows(mask: Array, window: Window, count_empty: bool) -> Array:
+    """[N]: how many rows the row's step has: those with tokens, or all."""
+    real = window.step >= 0 if count_empty else row_length(mask) > 0
+    return segment_total(real.astype(float), window.step)
 
 
-@piece("aggregate", formula="1 / Σ_i L_i", source="DAPO, 2503.14476, eq. 8")
+@piece(
+    "aggregate",
+    formula="1 / Σ_i L_i",
+    source="DAPO, 2503.14476, eq. 8",
+    repairs=("length_bias",),
+)
 def token_mean(mask: Array, window: Window) -> Array:
     """Every token of the step weighs the same (global, never per micro-batch)."""
     total = segment_total(row_length(mask), window.step)
@@ -41,15 +47,15 @@ def token_mean(mask: Array, window: Window) -> Array:
 
 
 @piece("aggregate", formula="1 / (R · L_i)", source="GRPO, 2402.03300, eq. 3")
-def sequence_mean(mask: Array, window: Window) -> Array:
+def sequence_mean(mask: Array, window: Window, *, count_empty: bool = False) -> Array:
     """Mean over rows of the mean over each row's tokens."""
-    return mask * _inverse(_rows(mask, window) * row_length(mask))[:, None]
+    return mask * _inverse(_rows(mask, window, count_empty) * row_length(mask))[:, None]
 
 
 @piece("aggregate", formula="1 / R", source="REINFORCE, Williams 1992")
-def sequence_sum_mean(mask: Array, window: Window) -> Array:
+def sequence_sum_mean(mask: Array, window: Window, *, count_empty: bool = False) -> Array:
     """Mean over rows of the sum over each row's tokens."""
-    return mask * _inverse(_rows(mask, window))[:, None]
+    return mask * _inverse(_rows(mask, window, count_empty))[:, None]
 
 
 @piece("aggregate", formula="1 / L_i", source="DCPO, 2509.02333")
@@ -58,10 +64,17 @@ def sequence_mean_sum(mask: Array, window: Window) -> Array:
     return mask * _inverse(row_length(mask))[:, None]
 
 
-@piece("aggregate", formula="1 / (R · L)", source="Dr. GRPO, 2503.20783, sec. 3.2")
-def constant_length(mask: Array, window: Window, *, length: float) -> Array:
+@piece(
+    "aggregate",
+    formula="1 / (R · L)",
+    source="Dr. GRPO, 2503.20783, sec. 3.2",
+    repairs=("length_bias",),
+)
+def constant_length(
+    mask: Array, window: Window, *, length: float, count_empty: bool = False
+) -> Array:
     """Mean over rows of the sum over tokens divided by one constant length."""
-    return mask * _inverse(_rows(mask, window))[:, None] / length
+    return mask * _inverse(_rows(mask, window, count_empty))[:, None] / length
 
 
 @piece("aggregate", formula="1 / (K_total · L_turn)", source="Turn-PPO, 2512.17008")

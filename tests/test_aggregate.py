@@ -12,7 +12,7 @@ STEPPED = {
     "sequence_mean_sum": {},
     "constant_length": {"length": 7.0},
     "turn_mean": {},
-    "group_mean": {"ddof": 0},
+    "group_mean": {"ddof": 1},
     "token_sum": {},
 }
 N, T, BATCHES = 12, 8, 20
@@ -48,13 +48,13 @@ def test_weights_are_those_of_the_loops(name):
 
 
 def test_group_mean_divides_by_members_less_ddof():
-    """A group of three, a group of two, and one that is too small and counted nowhere."""
+    """A group of three, a group of two, and one that is too small but counted among the groups."""
     mask = np.zeros((6, T), bool)
     mask[:, :2], mask[4, :4] = True, True
     group = np.array([0, 0, 0, 1, 1, 2], np.int32)
     window = Window(step=np.zeros(6, np.int32), group=group, turn=np.zeros((6, T), np.int32))
     rows = weights("group_mean", mask, window, ddof=1).sum(axis=1)
-    np.testing.assert_allclose(rows, [1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 2, 0], rtol=1e-6)
+    np.testing.assert_allclose(rows, [1 / 6, 1 / 6, 1 / 6, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", STEPPED)

@@ -70,7 +70,7 @@ def spo_single_stream() -> Algorithm:
     """SPO (2509.13232): one sample per prompt, compared with what is remembered of the prompt."""
     return Algorithm(
         name="spo_single_stream",
-        reward=chain(outcome_return(), beta_tracker(), batch_whiten_sequences()),
+        reward=chain(outcome_return(), beta_tracker(drift="drift"), batch_whiten_sequences()),
         trajectory=chain(token_ratio(), clip(0.2, 0.28)),
         aggregate=token_mean(),
         sampling=Sampling(prioritise=Prioritise()),

@@ -74,6 +74,17 @@ def drop_truncated(credit: Credit, trajectories: Trajectories) -> Credit:
     return dataclasses.replace(credit, keep=credit.keep & ~truncated(trajectories.stop)[:, None])
 
 
+def _levels(x: Array, tolerance: Array) -> Array:
+    """i32[N]: the place of each number among the distinct ones, small ones first.
+
+    Numbers that differ by rounding are one: groups of one right row and of one wrong row spread
+    alike, whatever the order in which their rows were summed.
+    """
+    order = jnp.argsort(x)
+    apart = jnp.diff(x[order]) > tolerance[order][:-1]
+    return jnp.zeros_like(order).at[order[1:]].set(jnp.cumsum(apart))
+
+
 @piece(
     "reward",
     formula="keep_i = 1[std_g(R) is among the top share of groups]",
@@ -93,7 +104,7 @@ def keep_top_spread(
     real = (group >= 0) & (trajectories.length > 0)
     first = -segment_max(jnp.where(real, -trajectories.id, jnp.iinfo(jnp.int32).min + 1), group)
     leads = real & (trajectories.id == first)
-    order = jnp.lexsort((trajectories.id, jnp.where(leads, -std, jnp.inf)))
+    order = jnp.lexsort((trajectories.id, _levels(jnp.where(leads, -std, jnp.inf), 1e-5 * std)))
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     count = jnp.maximum(jnp.floor(share * jnp.sum(leads) + 1e-6), 1)
     chosen = segment_max(jnp.where(leads & (rank < count), 1.0, 0.0), group) > 0

@@ -213,7 +213,6 @@ def entropy_quantile_mask(
 @piece(
     "trajectory",
     reads="policy",
-    needs=("logp_behaviour",),
     couples="sequence",
     formula="M_i = 0 if A_i < 0 and (1/L_i) Σ_t (l_μ − l) > δ",
     source="DeepSeek-V3.2, 2512.02556, eq. 9",
@@ -221,10 +220,14 @@ def entropy_quantile_mask(
     differs=("the paper's δ is not printed: 0.5 is TRL's example",),
 )
 def offpolicy_sequence_mask(
-    surrogate: Surrogate, context: Context, *, threshold: float = 0.5
+    surrogate: Surrogate,
+    context: Context,
+    *,
+    threshold: float = 0.5,
+    to: Column = "logp_behaviour",
 ) -> Surrogate:
     """Leave out rows of negative credit that the policy would hardly write any more."""
-    drift = row_mean(context.column("logp_behaviour") - sg(surrogate.logp), context.mask)
+    drift = row_mean(context.column(to) - sg(surrogate.logp), context.mask)
     credit = row_mean(context.credit, context.mask)
     gone = (credit < 0) & (drift > threshold)
     return _masked(surrogate, context, ~gone[:, None])

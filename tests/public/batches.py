@@ -68,6 +68,7 @@ class PublicBatch:
 class PublicLogits:
     """Logits of two models over a small vocabulary, for divergences, and a plain mask."""
 
+    seed: int
     mask: np.ndarray  # bool[N, T], no holes, no empty row
     token: np.ndarray  # int[N, T] the sampled token, in [0, VOCAB)
     student: np.ndarray  # [N, T, VOCAB]
@@ -128,11 +129,26 @@ def public_logits(seed: int) -> PublicLogits:
     near = student + rng.normal(0.0, 0.3, size=student.shape)
     far = rng.normal(0.0, rng.choice([0.5, 2.0, 5.0]), size=student.shape)
     return PublicLogits(
+        seed=seed,
         mask=mask,
         token=rng.integers(0, VOCAB, size=(N, T)),
         student=student,
         teacher=np.where(rng.random((N, 1, 1)) < 0.4, near, far),
     )
+
+
+def byte_ends(seed: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each student's and each teacher's token ends in the text, `int[N, T]`; 0 off the mask.
+
+    Both cut a row of L tokens' 2 L bytes in L pieces. A span closes where the two agree.
+    """
+    rng = np.random.default_rng([20263, seed])
+    ends = np.zeros((2, *mask.shape), int)
+    for row, length in enumerate(mask.sum(axis=1)):
+        for ends_of in ends:
+            cuts = rng.choice(np.arange(1, 2 * length), size=length - 1, replace=False)
+            ends_of[row, :length] = [*np.sort(cuts), 2 * length]
+    return ends[0], ends[1]
 
 
 def projections(*shape: int) -> np.ndarray:

@@ -1,14 +1,14 @@
 """Freeze tunix 0.1.7. In an environment of its own, on CPU:
 
     uv venv tunix && uv pip install --python tunix google-tunix==0.1.7
-    cd tests/public && tunix/bin/python freeze_tunix.py
+    cd tests/public && tunix/bin/python freeze_tunix.py [CASE ...]
 
 The losses ask `common` for the model's log-probabilities and scores: those two functions are
 replaced by ones that answer with the batch's. `grpo` casts to float32 itself; the rest is float64.
 """
 
 import dataclasses
-from functools import partial
+import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -19,12 +19,18 @@ from flax import nnx
 from freezing import freeze
 from tunix.rl import algo_core as core
 from tunix.rl import common
+from tunix.rl.grpo import dapo_learner
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 from tunix.rl.ppo.ppo_learner import PPOConfig
 from tunix.sft.dpo import dpo_trainer
 
 jax.config.update("jax_enable_x64", True)
-frozen = partial(freeze, "tunix", version("google-tunix"))
+
+
+def frozen(case, run, **settings):
+    """Freeze a case, unless the command line names others."""
+    if not sys.argv[1:] or case in sys.argv[1:]:
+        freeze("tunix", version("google-tunix"), case, run, **settings)
 
 
 class Nothing(nnx.Module):
@@ -215,10 +221,27 @@ def preferences():
     )
 
 
+def overlong():
+    """The shaping of each row, repeated over its tokens; tunix measures text, here of letters."""
+    settings = {
+        "overlong_buffer_length": 3,
+        "overlong_buffer_penalty": 1.0,
+        "max_response_length": 7,
+    }
+
+    def run(batch):
+        texts = ["a" * int(n) for n in batch.length]
+        rewards = dapo_learner.reward_shaping(texts, texts, None, overlong_buffer=settings)
+        return {"reward": per_token(batch, rewards)}
+
+    frozen("overlong", run, batches={"holes": False, "empty": False}, settings=settings)
+
+
 def main():
     policies()
     ppo()
     preferences()
+    overlong()
 
 
 if __name__ == "__main__":

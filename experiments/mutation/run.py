@@ -1,0 +1,242 @@
+"""Mutation check: every chosen mutant of a piece against the tests that touch the piece.
+
+Works in a temporary copy of the package and its tests. Libraries are imported once; every mutant
+runs pytest in a fork of this process, so that it imports a package of its own and compiles anew.
+Finished mutants are kept in results.json, so the check can be interrupted.
+
+    python experiments/mutation/run.py --count 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mutants import Mutant, choose
+from report import write_readme
+from touching import Tests
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results.json"
+LIMIT = 90.0  # seconds of a mutant that never ends
+
+
+def preload() -> None:
+    """Import what all forks share: nothing of polopt, and no device is touched."""
+    import warnings
+
+    sys.dont_write_bytecode = True  # a mutant may be as long as the file it stands for
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import chex  # noqa: F401
+        import hypothesis  # noqa: F401
+        import jax.numpy  # noqa: F401
+        import numpy  # noqa: F401
+        import optax  # noqa: F401
+        import pytest  # noqa: F401
+        import rlax  # noqa: F401
+        import scipy.special  # noqa: F401
+
+
+def copy_tree(to: Path) -> None:
+    """What the tests of pieces need of the repository."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("polopt", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", to)
+
+
+def forked(folder: Path, work: Callable[[], Any], limit: float) -> tuple[Any, float, float]:
+    """What `work` answers in a fork that imports from `folder`; its wall and CPU seconds.
+
+    None if it crashed or was stopped at the limit.
+    """
+    answer, log = folder / "answer.json", folder / "log.txt"
+    answer.unlink(missing_ok=True)
+    start = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(folder)
+            sys.path[:0] = [str(folder), str(folder / "tests")]
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            answer.write_text(json.dumps(work()))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    while True:
+        done, _, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            break
+        if time.perf_counter() - start > limit:
+            os.kill(pid, signal.SIGKILL)
+            _, _, usage = os.wait4(pid, 0)
+            break
+        time.sleep(0.02)
+    made = json.loads(answer.read_text()) if answer.exists() else None
+    return made, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+
+
+class Recorder:
+    """A pytest plugin: which tests ran, and the first that failed."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.failed: list[tuple[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self._fail(report)
+        elif report.when == "call":
+            self.passed.append(report.nodeid)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self._fail(report)
+
+    def _fail(self, report: Any) -> None:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        lines = (crash.message if crash else str(report.longrepr)).strip().splitlines()
+        self.failed.append((report.nodeid, next((x for x in lines if x.strip()), "")[:160]))
+
+
+def pytest_run(nodes: list[str], *flags: str) -> Callable[[], dict[str, Any]]:
+    """Run tests in their order, in the working directory."""
+
+    def work() -> dict[str, Any]:
+        import pytest
+
+        recorder = Recorder()
+        # Libraries that bring plugins are imported already.
+        ignored = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        args = ["-p", "no:cacheprovider", *ignored, *flags, *nodes]
+        code = int(pytest.main(args, plugins=[recorder]))
+        return {"code": code, "passed": recorder.passed, "failed": recorder.failed}
+
+    return work
+
+
+def attempt(folder: Path, mutant: Mutant, nodes: list[str]) -> dict[str, Any]:
+    """One mutant against its tests, up to the first that fails."""
+    file = folder / "polopt" / mutant.file
+    source = file.read_bytes()
+    file.write_bytes(mutant.apply(source))
+    try:
+        made, wall, cpu = forked(folder, pytest_run(nodes, "-x"), LIMIT)
+    finally:
+        file.write_bytes(source)
+    result: dict[str, Any] = {
+        "id": mutant.id,
+        "function": mutant.function,
+        "operator": mutant.operator,
+        "diff": mutant.diff(source),
+        "tests": nodes,
+        "seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+    }
+    if made is None and wall > LIMIT:
+        return {**result, "killed_by": "timeout", "message": ""}
+    if made is None or made["code"] not in (0, 1, 2):
+        log = (folder / "log.txt").read_text(errors="replace")
+        raise RuntimeError(f"{mutant.id}: {made}\n{log[-3000:]}")
+    node, message = made["failed"][0] if made["failed"] else (None, "")
+    return {**result, "killed_by": node, "message": message}
+
+
+def control(folder: Path, nodes: list[str]) -> dict[str, Any]:
+    """The tests that killed, on the package as it is: all of them must pass."""
+    made, wall, cpu = forked(folder, pytest_run(nodes), 1800)
+    assert made is not None, f"the control crashed; see {folder}/log.txt"
+    failed = [node for node, _ in made["failed"]]
+    times = {"seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
+    return {"passed": len(made["passed"]), "failed": failed, **times}
+
+
+def machine() -> dict[str, str]:
+    """Versions and hardware."""
+    from importlib.metadata import version
+
+    names = ("jax", "jaxlib", "numpy", "pytest", "hypothesis", "rlax")
+    cores = f"{os.cpu_count()} virtual CPU cores ({platform.machine()})"
+    return {"python": platform.python_version(), **{n: version(n) for n in names}, "cpu": cores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200, help="how many mutants")
+    parser.add_argument("--first", type=int, help="stop after so many new ones")
+    parser.add_argument("--again", nargs="*", help="ids to run again; none given: all survivors")
+    parser.add_argument("--control", action="store_true", help="only the control run")
+    options = parser.parse_args()
+    os.nice(5)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"mutants": []}
+    by_id = {x["id"]: x for x in known["mutants"]}
+    preload()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy_tree(folder)
+        tests = Tests(folder, lambda work: forked(folder, work, 120)[0])
+        mutants = choose(folder / "polopt", options.count)
+        if not options.control:
+            for mutant in due(folder, mutants, by_id, options):
+                nodes = tests.of(mutant.file, mutant.function)
+                made = {**attempt(folder, mutant, nodes), "pieces": tests.pieces(mutant)}
+                reason = by_id.get(mutant.id, {}).get("reason")
+                if reason and made["killed_by"] is None:
+                    made["reason"] = reason
+                by_id[mutant.id] = made
+                killer = made["killed_by"] or "SURVIVED"
+                print(f"{made['seconds']:5.1f} s {mutant.id:50} {killer}", flush=True)
+                save(known, mutants, by_id)
+        done = [by_id[m.id] for m in mutants if m.id in by_id]
+        if options.control or (len(done) == len(mutants) and options.again is None):
+            killers = sorted({x["killed_by"] for x in done if "::" in (x["killed_by"] or "")})
+            known["control"] = control(folder, killers)
+            print(known["control"])
+        save(known, mutants, by_id)
+    write_readme(RESULTS, HERE / "README.md")
+
+
+def due(
+    folder: Path, mutants: list[Mutant], by_id: dict[str, Any], options: argparse.Namespace
+) -> list[Mutant]:
+    """The mutants that are to run: new or changed ones, or those asked for."""
+
+    def same(m: Mutant) -> bool:
+        source = (folder / "polopt" / m.file).read_bytes()
+        return m.id in by_id and by_id[m.id]["diff"] == m.diff(source)
+
+    if options.again is None:
+        return [m for m in mutants if not same(m)][: options.first]
+    chosen = options.again or [k for k, x in by_id.items() if x["killed_by"] is None]
+    return [m for m in mutants if m.id in chosen]
+
+
+def save(known: dict[str, Any], mutants: list[Mutant], by_id: dict[str, Any]) -> None:
+    """Write results.json anew, in the order of the mutants."""
+    known["machine"] = machine()
+    known["mutants"] = [by_id[m.id] for m in mutants if m.id in by_id]
+    new = RESULTS.with_suffix(".new")
+    new.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    new.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    main()
