@@ -156,6 +156,8 @@ def _defined(statement: ast.stmt) -> list[tuple[str, set[str]]]:
     """Names that a statement of a module defines, with the names that it reads."""
     read = {x.id for x in ast.walk(statement) if isinstance(x, ast.Name)}
     read |= {x.attr for x in ast.walk(statement) if isinstance(x, ast.Attribute)}
+    constants = [x.value for x in ast.walk(statement) if isinstance(x, ast.Constant)]
+    read |= {x for x in constants if isinstance(x, str)}  # names that getattr is given
     if isinstance(statement, ast.FunctionDef):
         return [(statement.name, read)]
     if isinstance(statement, ast.Assign):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,7 +93,7 @@ def test_the_others_are_other_episodes():
         reward_parts=rewards, group=np.array(group, np.int32), episode=np.array(episode, np.int32)
     )
     returns = run(on, outcome_return()).sequence
-    near(best_of_others(returns, on)[:4], [0.5, 0.5, 1, 1])
+    near(best_of_others(np.asarray(returns), on)[:4], [0.5, 0.5, 1, 1])
     credit = run(on, outcome_return(), log_mean_exp_baseline(1.0)).sequence
     near(credit[:4], np.array(soft_gain([1, 0, 0.5], 1.0))[[0, 0, 1, 2]])
     near(run(on, outcome_return(), best_minus_second()).sequence[:4], [0.5, 0.5, 0, 0])
@@ -107,21 +106,13 @@ def test_laws_of_the_pieces_that_no_method_ships_with():
     check_laws(method(outcome_return(), *shaped), laws=(*COMPILED, "invariances"))
 
 
-@piece("reward", reads="sequence")
-def neighbour_baseline(credit, trajectories):
-    """Compare with the row that happens to stand above."""
-    return dataclasses.replace(credit, sequence=credit.sequence - jnp.roll(credit.sequence, 1))
-
-
 @piece("reward", reads="sequence", invariant=("shift", "permutation"), min_group=2)
-def product_of_others(credit, trajectories):
-    """A baseline that does not move with the rewards."""
+def half_of_the_best(credit, trajectories):
+    """A baseline that moves by half of what the rewards move."""
     best = best_of_others(credit.sequence, trajectories)
     return dataclasses.replace(credit, sequence=credit.sequence - 0.5 * best)
 
 
-def test_baselines_that_break_their_word():
-    with pytest.raises(LawBroken, match="partition"):
-        check_laws(method(outcome_return(), neighbour_baseline()), laws=["partition"])
+def test_a_baseline_that_breaks_its_word():
     with pytest.raises(LawBroken, match="invariances"):
-        check_laws(method(outcome_return(), product_of_others()), laws=["invariances"])
+        check_laws(method(outcome_return(), half_of_the_best()), laws=["invariances"])
