@@ -141,7 +141,7 @@ def corrections():
         "seq_mean_k2": 0.4,
         "seq_mean_k3": 1.0,
         "seq_max_k2": 0.8,
-        "seq_max_k3": 2.0,
+        "seq_max_k3": 1.2,
     }
     rejected = {
         f"reject_{name}": {"rollout_rs": name, "rollout_rs_threshold": bound}
