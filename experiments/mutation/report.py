@@ -37,6 +37,7 @@ def write_readme(results: Path, to: Path) -> None:
         f" of the {real} that are not equivalent {100 * killed / real:.1f} %.\n",
         _machine(data),
         _times(mutants),
+        _killers(mutants),
         _control(data),
         "## By operator\n",
         *_operators(mutants),
@@ -60,6 +61,21 @@ def _times(mutants: list[dict[str, Any]]) -> str:
         out.append(f"{words} median {middle:.1f}, 95 % {high:.1f}, most {x[-1]:.1f}")
     over = sum(m["seconds"] > 30 for m in mutants)
     return f"Seconds a mutant: {'; '.join(out)}; {over} above 30 s of wall time.\n"
+
+
+def _killers(mutants: list[dict[str, Any]]) -> str:
+    """Which kind of test killed, and how many mutants did not even run."""
+    dead = [x for x in mutants if x["killed_by"] is not None]
+    oracle = sum("test_oracles.py" in x["killed_by"] for x in dead)
+    laws = sum("test_conformance.py" in x["killed_by"] for x in dead)
+    wrong = sum(x["message"].startswith(("AssertionError", "assert", "polopt.")) for x in dead)
+    pieces = {name for x in mutants for name in x["pieces"]}
+    return (
+        f"Killed by a piece's own tests: {len(dead) - oracle - laws}, by the oracle comparison:"
+        f" {oracle}, by the laws: {laws}; {wrong} by a wrong number, {len(dead) - wrong} by an"
+        f" exception (shapes, types, warnings). The mutants are of {len({x['function'] for x in mutants})}"
+        f" functions and touch {len(pieces)} pieces.\n"
+    )
 
 
 def _control(data: dict[str, Any]) -> str:

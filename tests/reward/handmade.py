@@ -1,5 +1,7 @@
 """What the tests of pieces share: run some on a batch, and make a small method of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -20,6 +22,9 @@ def run(on, *links, **start):
 @jax.jit  # op by op, every test would compile dozens of them
 def _run(on, links, start):
     reward = sum(on.reward_parts.values())
+    # What `prepare` adds for every piece.
+    behaviour = on.logp_sampler + on.log_keep
+    on = dataclasses.replace(on, columns={**on.columns, "logp_behaviour": behaviour})
     credit = Credit(**{"reward": reward, "keep": on.action_mask, **start})
     for link in links:
         credit = link.fn(credit, on, **link.arguments())

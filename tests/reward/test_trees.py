@@ -59,10 +59,17 @@ def test_siblings_of_equal_value_have_no_credit():
     near(value[:3, 1:], [[0, 0, 1], [0, 0, -1], [0, 0, 0]])
 
 
-def test_a_row_that_ends_where_others_go_on_is_a_branch():
-    on = batch(paths=((1, 1), (1, 1, 3), (), (1,)), rewards=(1.0, 0.0, 0.0, 0.7))
-    value = run(on, outcome_return(), tree_backup(0.0)).value
-    near(value[:2, 1:], [[ROOT, ROOT, 0], [ROOT, ROOT, -1]])  # 0.5 against the empty row's 0
+def test_a_row_that_ends_where_others_go_on_is_a_leaf_of_their_node_but_no_sibling():
+    on = batch(paths=((1, 1), (1, 1, 3), (2,), (1,)), rewards=(1.0, 0.0, 0.0, 0.7))
+    out = run(on, outcome_return(), tree_backup())
+    # The first node is worth the mean of 1 and 0, against 0; what follows it is alone.
+    near(out.value[:3, 1:], [[ROOT, ROOT, 0], [ROOT, ROOT, 0], [-ROOT, 0, 0]])
+    kept = [[True, True, False], [True, True, False], [True, False, False]]
+    assert out.keep[:3, 1:].tolist() == kept
+        [True, True, False],
+        [True, True, False],
+        [True, False, False],
+    ]
 
 
 def test_a_row_without_a_score_is_no_leaf_but_shares_its_nodes():
@@ -106,7 +113,7 @@ def backup_by_recursion(on, returns):
 
         for place, node in list(out.items()):
             if on.group[place[0]] == g and isinstance(node, tuple):
-                siblings = [value(c) for c in tree[node[:-1]]]
+                siblings = [value(c) for c in tree[node[:-1]] if isinstance(c, tuple)]
                 siblings = [v for v in siblings if v is not None]
                 mean = np.mean(siblings) if siblings else 0.0
                 spread = max(np.sqrt(max(mean * (1 - mean), 0)), np.std(siblings or [0.0]))

@@ -115,9 +115,9 @@ def test_turns_of_one_token_are_gae():
     on = random_trajectories(5)
     turn = np.where(on.action_mask, np.cumsum(on.action_mask, axis=1) - 1, -1)
     on = dataclasses.replace(on, turn=turn.astype(np.int32))
-    expected = np.asarray(run(on, gae(0.9, 0.8, "bootstrap_value")).value)
+    expected = np.asarray(run(on, gae(0.9, 0.8, bootstrap="bootstrap_value")).value)
     for link in (
-        turn_gae(0.9, 0.8, "bootstrap_value"),
+        turn_gae(0.9, 0.8, bootstrap="bootstrap_value"),
         bi_level_gae(0.9, 0.8, 0.3, 0.2, "bootstrap_value"),
     ):
         near(np.asarray(run(on, link).value)[on.action_mask], expected[on.action_mask])

@@ -1,0 +1,59 @@
+"""What the mutation check found untested on the reward side (`experiments/mutation`)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from polopt import Trajectories
+from polopt.numerics import turn_total
+from polopt.reward import keep_positive, keep_top_spread, outcome_return, smooth_standardise
+from polopt.types import Credit
+from reward.handmade import near, run
+
+
+def rows(returns, group, **changes):
+    """One-token rows that earn a return each."""
+    n = len(returns)
+    made = Trajectories.build([[1]] * n, [[9]] * n, [float(x) for x in returns], group=group)
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_turn_has_a_total_and_what_is_in_none_has_zero():
+    turn = np.array([[-1, 0, 0, -1, 1]])
+    near(turn_total(np.array([[5.0, 1.0, 2.0, 7.0, 4.0]]), turn), [[0, 3, 3, 0, 4]])
+
+
+@pytest.mark.parametrize(
+    ("returns", "share", "kept"),
+    [
+        ([0, 1, 0, 1.0005], 0.5, [False, True]),  # spreads apart by more than rounding
+        ([0, 1, 0, 1 + 2e-6], 0.5, [True, False]),  # and by no more: the smaller id
+        ([0, 1, 0, 2], 0.99998, [False, True]),  # a share of less than two groups is one
+    ],
+)
+def test_how_near_is_equal_among_spreads(returns, share, kept):
+    keep = np.asarray(run(rows(returns, group=2), keep_top_spread(share)).keep)
+    assert keep[::2, 1].tolist() == kept
+
+
+def test_a_row_without_a_score_is_not_right_however_low_the_bar():
+    on = rows([1, 0, -1], group=3, scored=np.array([True, False, True]))
+    keep = np.asarray(run(on, outcome_return(), keep_positive(above=-0.5)).keep)
+    assert keep[:, 1].tolist() == [True, False, False]
+
+
+def test_a_small_spread_is_standardised_and_only_rounding_is_not():
+    """Spreads of 3.5e-5 and of 3.5e-7 on a first visit, where the group is all there is."""
+    tracker = smooth_standardise()
+    on = rows([0] * 4, group=2, prompt=np.array([0, 0, 1, 1], np.int32))
+
+    @jax.jit
+    def credit_of(returns):
+        start = Credit(reward=0.0, keep=on.action_mask, sequence=returns)
+        memory = tracker.hooks.init(2, **tracker.arguments())
+        return tracker.fn(start, on, memory=memory, **tracker.arguments())[0].sequence
+
+    root = np.sqrt(0.5)
+    near(credit_of(np.array([0, 5e-5, 0, 5e-7], np.float32)), [-root, root, 0, 0])
