@@ -153,9 +153,8 @@ def table(records: Sequence[Record], series: Sequence[tuple[str, str]] = ()) -> 
 
 
 def _interval(evaluation: Record) -> str:
-    accuracy, low, high = (
-        100 * evaluation[key] for key in ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high")
-    )
+    ends = ("eval/accuracy_low", "eval/accuracy_high")
+    accuracy, low, high = (100 * evaluation[key] for key in ("eval/accuracy", *ends))
     return f"{accuracy:.1f} [{low:.0f}, {high:.0f}]"
 
 

@@ -295,7 +295,7 @@ EVIDENCE: dict[str, tuple[str, ...]] = {
     "turn_ppo": ("oracle", "identities"),
     "bi_level_gae": ("oracle", "identities"),
     "starpo": ("oracle", "identities"),
-    "gkd": ("oracle", "identities"),
+    "gkd": ("oracle", "trl 1.16.0", "identities"),
     "minillm": ("oracle", "identities"),
     "opd": ("oracle", "identities"),
     "iw_opd": ("oracle", "trl 1.16.0", "identities"),
@@ -303,6 +303,6 @@ EVIDENCE: dict[str, tuple[str, ...]] = {
     "gold": ("oracle", "identities"),
     "grpo_opd": ("oracle", "identities"),
     "dpo": ("oracle", "trl 1.16.0", "tunix 0.1.7", "identities"),
-    "ipo": ("oracle", "identities"),
-    "online_dpo": ("oracle", "identities"),
+    "ipo": ("oracle", "trl 1.16.0", "identities"),
+    "online_dpo": ("oracle", "trl 1.16.0", "identities"),
 }

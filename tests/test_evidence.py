@@ -3,7 +3,7 @@
 import pytest
 from algorithms.test_relations import RELATIONS
 from laws.pairs import PAIRS
-from public.presets import KEYS, TRL, TUNIX, VERL
+from public.presets import KEYS, LOGITS, TRL, TUNIX, VERL
 
 from polopt import algorithms
 from polopt.catalogue import EVIDENCE
@@ -20,6 +20,7 @@ def key_of(case: str) -> str:
 def test_the_table_says_what_the_tests_do(key):
     made = ["oracle"] if any(alg.name == key for alg, _ in PAIRS.values()) else []
     made += [name for name, cases in PACKAGES.items() if key in map(key_of, cases)]
+    made += [LOGITS[key]] if key in LOGITS else []
     made += ["identities"] if any(key in r.keys for r in RELATIONS.values()) else []
     assert EVIDENCE[key] == tuple(made)
     assert {"oracle", "identities"} <= set(made)

@@ -15,9 +15,7 @@ def both(*, max_length: float = 20480, cache: float = 4096) -> Algorithm:
 
 def reward_side(*, max_length: float = 20480, cache: float = 4096) -> Algorithm:
     """Only what is rewarded and sampled: dead groups sampled anew, long answers penalised."""
-    return both(max_length=max_length, cache=cache).replace(
-        name="reward_side", clip=clip(0.2, 0.2)
-    )
+    return both(max_length=max_length, cache=cache).replace(name="reward_side", clip=clip(0.2, 0.2))
 
 
 def trajectory_side() -> Algorithm:

@@ -75,8 +75,8 @@ every group that is trained on is informative to the end, for three times as man
 Entropy stays higher there too, but is measured on the completions trained on, and the refill
 selects those of which the model is unsure: the two curves are not of the same problems.
 
-**What it does not show.** That one arm is better than another: `reward_side` and `both` end 1.2 and
-1.6 points above `neither` in the median, all intervals overlap, and with one seed the order is
+**What it does not show.** That one arm is better than another: `reward_side` and `both` end 1.6 and
+1.2 points above `neither` in the median, all intervals overlap, and with one seed the order is
 reversed (`reward_side`, 94.9 %). Per completion sampled, the refill is the slower one here. The
 raised bound hardly acts, since 0.1 to 0.3 % of the tokens are clipped in the median step, and the
 length penalty hardly either: no answer is longer than 26 of 32 tokens, which costs it 0.06. So this

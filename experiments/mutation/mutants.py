@@ -169,7 +169,9 @@ def _call(node: ast.expr, text: Text) -> Iterator[Edit]:
         if name == "maximum" and isinstance(args[1], ast.Constant) and args[1].value == 1:
             yield "guard", *text.span(args[1]), "2"
     if name == "segment_max":
-        yield "min-max", *whole, f"(-segment_max(-{text.of(args[0])}, {text.of(args[1])}))"
+        first, rest = text.of(args[0]), ", ".join(map(text.of, args[1:]))
+        rest += "".join(f", {x.arg}={text.of(x.value)}" for x in node.keywords)
+        yield "min-max", *whole, f"(-{ast.unparse(node.func)}(-{first}, {rest}))"
     if name in ("sg", "stop_gradient"):
         yield "stop-gradient", *whole, text.of(args[0])
     if name == "clip" and len(args) == 3:

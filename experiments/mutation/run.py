@@ -195,7 +195,8 @@ def main() -> None:
         tests = Tests(folder, lambda work: forked(folder, work, 120)[0])
         mutants = choose(folder / "polopt", options.count)
         if not options.control:
-            for mutant in due(folder, mutants, by_id, options):
+            broken = known.get("control", {}).get("failed", [])
+            for mutant in due(folder, mutants, by_id, options, broken):
                 nodes = tests.of(mutant.file, mutant.function)
                 made = {**attempt(folder, mutant, nodes), "pieces": tests.pieces(mutant)}
                 reason = by_id.get(mutant.id, {}).get("reason")
@@ -215,13 +216,18 @@ def main() -> None:
 
 
 def due(
-    folder: Path, mutants: list[Mutant], by_id: dict[str, Any], options: argparse.Namespace
+    folder: Path,
+    mutants: list[Mutant],
+    by_id: dict[str, Any],
+    options: argparse.Namespace,
+    broken: list[str],
 ) -> list[Mutant]:
-    """The mutants that are to run: new or changed ones, or those asked for."""
+    """The mutants that are to run: new, changed or killed by a broken test, or those asked for."""
 
     def same(m: Mutant) -> bool:
         source = (folder / "polopt" / m.file).read_bytes()
-        return m.id in by_id and by_id[m.id]["diff"] == m.diff(source)
+        known = by_id.get(m.id, {"diff": None, "killed_by": None})
+        return known["diff"] == m.diff(source) and known["killed_by"] not in broken
 
     if options.again is None:
         return [m for m in mutants if not same(m)][: options.first]

@@ -126,7 +126,8 @@ def _check(models: Mapping[str, Any], want: Sequence[str | Column]) -> None:
         missing = [model for model in models_of(w) if model not in models]
         if missing:
             raise PoloptError(
-                f"score: {name_of(w)} reads the model {missing[0]!r}; models are {', '.join(models)}"
+                f"score: {name_of(w)} reads the model {missing[0]!r}; "
+                f"models are {', '.join(models)}"
             )
 
 

@@ -46,6 +46,7 @@ from polopt.trajectory import (
     masked_is,
     offpolicy_sequence_mask,
     pairwise_logistic,
+    pairwise_square,
     per_sequence,
     per_token,
     policy_gradient,
@@ -202,6 +203,14 @@ VERL["gdpo"] = method(
 VERL["bypass_reinforce"] = method(GROUP, policy_gradient())
 VERL["clip_cov_all"] = of_token(chain(clip(0.2, 0.2), covariance_clip(1.0, 0.3, 5.0)))
 
+TRL["online_dpo"] = TRL["dpo"]
+TRL["online_ipo"] = trl(
+    chain(product_ratio("logp_ref"), pairwise_square(0.5)),
+    group_mean(ddof=1),
+    chain(outcome_return(), best_and_worst()),
+)
+LOGITS = {"gkd": "trl 1.16.0"}  # compared on logits: see test_logits.py
+
 # The methods that a case speaks for, where its name is not the key.
 KEYS = {
     "passk": "passk_grpo",
@@ -221,4 +230,5 @@ KEYS = {
     "grpo_tis": "tis",
     "bypass_reinforce": "reinforce",
     "entropy_bonus": "adaptive_entropy",
+    "online_ipo": "ipo",
 }

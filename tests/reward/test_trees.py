@@ -66,10 +66,6 @@ def test_a_row_that_ends_where_others_go_on_is_a_leaf_of_their_node_but_no_sibli
     near(out.value[:3, 1:], [[ROOT, ROOT, 0], [ROOT, ROOT, 0], [-ROOT, 0, 0]])
     kept = [[True, True, False], [True, True, False], [True, False, False]]
     assert out.keep[:3, 1:].tolist() == kept
-        [True, True, False],
-        [True, True, False],
-        [True, False, False],
-    ]
 
 
 def test_a_row_without_a_score_is_no_leaf_but_shares_its_nodes():
