@@ -104,15 +104,33 @@ def label_ids(*labels: Array) -> Array:
     [0, 0, 2, -1]
     """
     flat = [label.reshape(-1) for label in labels]
-    order = jnp.lexsort(flat)
-    ordered = [label[order] for label in flat]
-    new = jnp.zeros(order.shape, bool).at[:1].set(True)
-    for label in ordered:
-        new = new.at[1:].max(label[1:] != label[:-1])
-    place = jnp.where(new, jnp.arange(order.shape[0]), 0)
-    first = order[jax.lax.associative_scan(jnp.maximum, place)]
+    size = flat[0].shape[0]
+    index = jnp.arange(size)
+
+    # Sorting costs far more than hashing. Of the labels in a bucket those of its first member are
+    # settled in a round, so that every round settles some, and few rounds settle all.
+    def settle(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        ids, open_, round_ = carry
+        bucket = _hash(flat, round_) % size
+        place = jnp.where(open_, bucket, size)
+        first = jnp.full(size, size).at[place].min(index, mode="drop")[bucket]
+        first = jnp.minimum(first, size - 1)
+        same = open_ & jnp.all(jnp.stack([label[first] == label for label in flat]), axis=0)
+        return jnp.where(same, first, ids), open_ & ~same, round_ + 1
+
     valid = jnp.all(jnp.stack([label >= 0 for label in flat]), axis=0)
-    return jnp.where(valid, jnp.zeros_like(order).at[order].set(first), -1)
+    start = (jnp.full(size, -1), valid, jnp.uint32(0))
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle, start)[0]
+
+
+def _hash(labels: list[Array], seed: Array) -> Array:
+    """A number per entry, in which every bit of every label has a part (MurmurHash3's mixer)."""
+    mixed = jnp.broadcast_to(seed * jnp.uint32(0x9E3779B1), labels[0].shape)
+    for label in labels:
+        mixed = (mixed ^ label.astype(jnp.uint32)) * jnp.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+        mixed = mixed ^ (mixed >> 16)
+    return (mixed >> 1).astype(jnp.int32)
 
 
 def group_mean(x: Array, ids: Array, weight: Array) -> Array:

@@ -8,6 +8,7 @@ from polopt.numerics import (
     centre,
     group_mean,
     group_std,
+    label_ids,
     masked_sum,
     row_mean,
     safe_exp,
@@ -92,3 +93,16 @@ def test_uniforms_do_not_know_the_batch_around_them():
     assert len(np.unique(whole)) == whole.size
     assert ((whole >= 0) & (whole < 1)).all()
     np.testing.assert_array_equal(uniform_by_identity(key, jnp.array([2, 5]), 4), whole[[2, 0], :4])
+
+
+@pytest.mark.parametrize("kinds", [4, 2**31 - 1])
+def test_label_ids_are_the_first_place_of_equal_labels(kinds):
+    """Against a dictionary; many labels for few places, so that buckets of the hash are shared."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        group = rng.integers(-1, 5, 60)
+        label = rng.choice(rng.integers(-1, kinds, 60), 60)
+        first: dict[tuple[int, int], int] = {}
+        pairs = list(zip(group.tolist(), label.tolist(), strict=True))
+        expected = [-1 if min(p) < 0 else first.setdefault(p, i) for i, p in enumerate(pairs)]
+        assert label_ids(jnp.asarray(group), jnp.asarray(label)).tolist() == expected

@@ -57,5 +57,5 @@ def test_ci_calls_the_test_command_of_the_readme():
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2
     assert commands[0].endswith("polopt train")
-    assert commands[1].endswith("pytest")
+    assert "-m pytest" in commands[1]
     assert "grep -m1 -E '^python3 -m venv .*pytest' README.md" in (ROOT / ".ci/run").read_text()

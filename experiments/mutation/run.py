@@ -30,6 +30,7 @@ from touching import Tests
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.json"
+BUDGET = 15.0  # seconds after which no further test of a mutant begins
 LIMIT = 90.0  # seconds of a mutant that never ends
 
 
@@ -95,9 +96,10 @@ def forked(folder: Path, work: Callable[[], Any], limit: float) -> tuple[Any, fl
 
 
 class Recorder:
-    """A pytest plugin: which tests ran, and the first that failed."""
+    """A pytest plugin: which tests ran and which failed, within a budget of seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: float) -> None:
+        self.end = time.perf_counter() + budget
         self.passed: list[str] = []
         self.failed: list[tuple[str, str]] = []
 
@@ -106,6 +108,10 @@ class Recorder:
             self._fail(report)
         elif report.when == "call":
             self.passed.append(report.nodeid)
+
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        if time.perf_counter() > self.end:
+            item.session.shouldstop = "the budget is spent"
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
@@ -117,13 +123,13 @@ class Recorder:
         self.failed.append((report.nodeid, next((x for x in lines if x.strip()), "")[:160]))
 
 
-def pytest_run(nodes: list[str], *flags: str) -> Callable[[], dict[str, Any]]:
-    """Run tests in their order, in the working directory."""
+def pytest_run(nodes: list[str], budget: float, *flags: str) -> Callable[[], dict[str, Any]]:
+    """Run tests in their order, in the working directory, while the budget lasts."""
 
     def work() -> dict[str, Any]:
         import pytest
 
-        recorder = Recorder()
+        recorder = Recorder(budget)
         # Libraries that bring plugins are imported already.
         ignored = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         args = ["-p", "no:cacheprovider", *ignored, *flags, *nodes]
@@ -139,7 +145,7 @@ def attempt(folder: Path, mutant: Mutant, nodes: list[str]) -> dict[str, Any]:
     source = file.read_bytes()
     file.write_bytes(mutant.apply(source))
     try:
-        made, wall, cpu = forked(folder, pytest_run(nodes, "-x"), LIMIT)
+        made, wall, cpu = forked(folder, pytest_run(nodes, BUDGET, "-x"), LIMIT)
     finally:
         file.write_bytes(source)
     result: dict[str, Any] = {
@@ -156,13 +162,14 @@ def attempt(folder: Path, mutant: Mutant, nodes: list[str]) -> dict[str, Any]:
     if made is None or made["code"] not in (0, 1, 2):
         log = (folder / "log.txt").read_text(errors="replace")
         raise RuntimeError(f"{mutant.id}: {made}\n{log[-3000:]}")
+    result["passed"] = len(made["passed"])
     node, message = made["failed"][0] if made["failed"] else (None, "")
     return {**result, "killed_by": node, "message": message}
 
 
 def control(folder: Path, nodes: list[str]) -> dict[str, Any]:
     """The tests that killed, on the package as it is: all of them must pass."""
-    made, wall, cpu = forked(folder, pytest_run(nodes), 1800)
+    made, wall, cpu = forked(folder, pytest_run(nodes, 1800), 1800)
     assert made is not None, f"the control crashed; see {folder}/log.txt"
     failed = [node for node, _ in made["failed"]]
     times = {"seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}

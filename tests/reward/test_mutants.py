@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 
 from polopt import Trajectories
-from polopt.numerics import turn_total
-from polopt.reward import keep_positive, keep_top_spread, outcome_return, smooth_standardise
+from polopt.numerics import token_info, turn_total
+from polopt.reward import (
+    keep_positive,
+    keep_top_spread,
+    outcome_return,
+    smooth_standardise,
+    teacher_credit,
+    teacher_reward,
+)
+from polopt.reward.turns import action_turn
 from polopt.types import Credit
 from reward.handmade import near, run
 
@@ -23,6 +31,19 @@ def rows(returns, group, **changes):
 def test_a_turn_has_a_total_and_what_is_in_none_has_zero():
     turn = np.array([[-1, 0, 0, -1, 1]])
     near(turn_total(np.array([[5.0, 1.0, 2.0, 7.0, 4.0]]), turn), [[0, 3, 3, 0, 4]])
+
+
+def test_a_measurement_has_no_gradient():
+    mask = np.array([[True, False]])
+    slope = jax.grad(lambda x: token_info(x, mask).sum)(np.ones((1, 2), np.float32))
+    assert not slope.any()
+
+
+def test_a_token_that_is_not_trained_on_is_in_no_turn():
+    made = Trajectories.build([[1]], [[5, 6, 7]], [1.0], group=1)
+    trained = np.array([[False, True, False, True]])
+    on = dataclasses.replace(made, action_mask=trained, turn=np.array([[-1, 0, 0, 1]]))
+    assert action_turn(on).tolist() == [[-1, 0, -1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -57,3 +78,14 @@ def test_a_small_spread_is_standardised_and_only_rounding_is_not():
 
     root = np.sqrt(0.5)
     near(credit_of(np.array([0, 5e-5, 0, 5e-7], np.float32)), [-root, root, 0, 0])
+
+
+def test_a_teachers_gap_is_bounded_on_both_sides_and_zero_outside_the_mask():
+    """Gaps of 3, −3 and 0.5, beside a prompt token with numbers of its own."""
+    gap = np.stack([np.full(3, 7.0), [3.0, -3.0, 0.5]], axis=1)
+    sampler = np.full((3, 2), -2.0)
+    columns = {"logp_teacher": sampler + gap, "kl": np.ones((3, 2))}
+    on = rows([0, 0, 0], group=3, logp_sampler=sampler, log_keep=0 * sampler, columns=columns)
+    near(run(on, teacher_reward(2.0, bound=1.0)).reward, [[0, 2], [0, -2], [0, 1]])
+    centred = teacher_credit(2.0, bound=1.0, baseline="kl")
+    near(run(on, centred).value, [[0, 4], [0, 0], [0, 3]])

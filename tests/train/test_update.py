@@ -10,12 +10,13 @@ import optax
 import pytest
 
 from polopt import algorithms, chain
-from polopt.algorithm import Algorithm, coupling, init, wants
+from polopt.algorithm import Algorithm, coupling, init, needs, wants
 from polopt.algorithms import grpo, gspo, ppo
-from polopt.compose import loss, prepare
+from polopt.columns import models_of
+from polopt.compose import RECORDED, loss, prepare
 from polopt.models.score import score
 from polopt.numerics import group_mean, masked_sum, row_length, row_mean
-from polopt.reward import group_mean_baseline, outcome_return
+from polopt.reward import group_mean_baseline, max_at_k, outcome_return
 from polopt.testing.draw import random_trajectories, take_rows
 from polopt.train.parallel import Parallel
 from polopt.train.rows import assign_steps, pad_rows, round_up
@@ -50,8 +51,12 @@ class Recent:
             name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
         }
 
+    def log_partition(self, params, hidden, prompt_length):
+        last = jnp.maximum(prompt_length - 1, 0)[:, None, None]
+        return jnp.take_along_axis(hidden, last, axis=1)[:, 0] @ params["head"]
 
-MODULES = {"policy": Recent(), "critic": Recent()}
+
+MODULES = {name: Recent() for name in ("policy", "critic", "prm", "partition", "teacher")}
 
 
 @piece("trajectory", reads="ratio", writes="policy", term="policy", couples="batch")
@@ -93,7 +98,11 @@ METHODS = {
     "batch": method(against_the_batch()),
 }
 SHIPPED = {key: several_steps(getattr(algorithms, key)()) for key in algorithms.__all__}
-SHIPPED["gspo"] = METHODS["sequence"]  # its own clip would leave no gradient to compare
+# Their own clips, thresholds and sizes of a group would leave no gradient to compare.
+SHIPPED["gspo"] = METHODS["sequence"]
+SHIPPED["gspo_token"] = SHIPPED["gspo_token"].replace(clip=clip(0.5, 0.5))
+SHIPPED["luspo"] = SHIPPED["luspo"].replace(clip=clip(0.5, 0.5))
+SHIPPED["passk_grpo"] = several_steps(algorithms.passk_grpo(credit=max_at_k(k=2)))
 METHODS |= SHIPPED
 
 
@@ -106,16 +115,26 @@ def declared(alg, name, couples):
 
 
 def modules_of(alg):
-    return {name: m for name, m in MODULES.items() if name == "policy" or "value" in wants(alg)}
+    read = {"policy", *(name for want in wants(alg) for name in models_of(want))}
+    return {name: module for name, module in MODULES.items() if name in read}
+
+
+def split(params, modules):
+    """The parameters that an update moves, and those of the teacher."""
+    mine = {name: params[name] for name in modules if name != "teacher"}
+    return mine, {name: params[name] for name in modules if name == "teacher"}
 
 
 @pytest.fixture(scope="module")
 def world():
     """Parameters, and a ragged batch recorded near them."""
-    params = {"policy": Recent().init(0), "critic": Recent().init(1)}
-    del params["policy"]["head"]
-    batch = random_trajectories(3)
-    scorer = jax.jit(make_scorer(MODULES, ("logp", "value"), micro_batch=7))
+    params = {name: Recent().init(seed) for seed, name in enumerate(MODULES)}
+    for name in ("policy", "prm", "teacher"):
+        del params[name]["head"]
+    recorded = {name for alg in METHODS.values() for name in needs(alg)} - {*RECORDED, "returns"}
+    batch = random_trajectories(3, columns=sorted(recorded))
+    two = {name: MODULES[name] for name in ("policy", "critic")}
+    scorer = jax.jit(make_scorer(two, ("logp", "value"), micro_batch=7))
     out = scorer(params, batch, np.arange(14, dtype=np.int32))
     rng = np.random.default_rng(0)
 
@@ -123,10 +142,10 @@ def world():
         return np.asarray(x) + distance * rng.normal(size=x.shape).astype(np.float32)
 
     columns = {
+        **batch.columns,
         "logp_old": near(out["logp"], 0.2),
         "logp_ref": near(out["logp"], 0.4),
         "value": near(out["value"], 0.1),
-        "greedy_return": batch.columns["greedy_return"],
     }
     batch = jax.tree.map(jnp.asarray, dataclasses.replace(batch, columns=columns))
     return params, batch, out
@@ -137,7 +156,9 @@ def prepared_step(couples):
     """A method's prepared batch, and the ragged rows of its first optimiser step."""
     _, batch, _ = prepared_step.world
     step_of, steps = assign_steps(batch.group, 2, (SEED,))
-    prepared, _ = jax.jit(functools.partial(prepare, METHODS[couples]))(batch, step_of=step_of)
+    alg = METHODS[couples]
+    made = jax.jit(functools.partial(prepare, alg))
+    prepared, _ = made(batch, state=init(alg, prompts=14), key=jax.random.key(5), step_of=step_of)
     return prepared, steps[0]
 
 
@@ -150,13 +171,15 @@ def whole_gradient(couples):
     kept = take_rows(prepared.rows, rows)
     kept = dataclasses.replace(kept, group=np.unique(kept.group, return_inverse=True)[1])
 
-    def whole(params):
-        models = {name: (module, params[name]) for name, module in modules_of(alg).items()}
-        outputs = score(models, cut, ("logp", *wants(alg)))
+    modules = modules_of(alg)
+    mine, given = split(params, modules)
+
+    def whole(mine):
+        models = {name: (module, {**mine, **given}[name]) for name, module in modules.items()}
+        outputs = score(models, cut, ("logp", *wants(alg)), trained=tuple(mine))
         return loss(alg, outputs, dataclasses.replace(prepared, rows=kept))
 
-    params = {name: params[name] for name in modules_of(alg)}
-    (value, info), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
+    (value, info), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(mine)
     return grads, {**info_values(info), "policy/loss": value}
 
 
@@ -171,10 +194,13 @@ def gradient(alg, couples, parallel, micro):
     params, batch, _ = prepared_step.world
     prepared, rows = prepared_step(couples)
     modules = modules_of(alg)
-    state = init_state({name: params[name] for name in modules}, KEEP, init(alg))
+    mine, given = split(params, modules)
+    state = init_state(mine, KEEP, init(alg, prompts=14))
     update = parallel.step(make_update(alg, modules, KEEP, micro_batch=micro, axis=parallel.axis))
     padded = pad_rows(rows, round_up(len(rows), micro * parallel.devices), len(batch.length))
-    state, info = update(parallel.replicate(state), {}, batch, prepared, padded)
+    state, info = update(
+        parallel.replicate(state), parallel.replicate(given), batch, prepared, padded
+    )
     for copy in range(parallel.devices if parallel.pmap else 0):
         toy.assert_same_tree(
             jax.tree.map(lambda x, copy=copy: x[copy], state.opt_state),
@@ -185,7 +211,12 @@ def gradient(alg, couples, parallel, micro):
 
 def relative_error(found, expected):
     """The largest relative error of a leaf, in the Euclidean norm."""
-    error = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), found, expected)
+    assert max(float(jnp.linalg.norm(x)) for x in jax.tree.leaves(expected)) > 0
+    error = jax.tree.map(
+        lambda a, b: jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30),
+        found,
+        expected,
+    )
     return max(float(x) for x in jax.tree.leaves(error))
 
 
@@ -219,9 +250,9 @@ def test_every_split_of_a_step_is_the_whole(couples, devices, pmap, micro):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "micro"), [(1, 3), (2, 2), (8, 1)])
+@pytest.mark.parametrize(("devices", "micro"), [(1, 3), (8, 1)])
 @pytest.mark.parametrize("key", SHIPPED)
-def test_every_method_on_one_two_and_eight_devices(key, devices, micro):
+def test_every_method_on_one_and_eight_devices(key, devices, micro):
     expected, measured = whole_gradient(key)
     found, info = gradient(METHODS[key], key, Parallel(devices, devices > 1), micro)
     assert relative_error(found, expected) <= 1e-5
