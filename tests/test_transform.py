@@ -29,9 +29,9 @@ from polopt.transform import replace_link, walk
 def test_numbers_are_leaves_and_everything_else_is_structure():
     made = kl_penalty(k3, 0.04)
     assert jax.tree.leaves(made) == [0.04]
-    assert dict(made.options) == {"estimator": k3, "to": "logp_ref"}
+    assert dict(made.options) == {"estimator": k3, "to": "logp_ref", "weighted": False}
     assert jax.tree.leaves(group_std_scale(1e-4, ddof=0)) == [1e-4]
-    assert repr(made) == "kl_penalty(coefficient=0.04, estimator=k3, to='logp_ref')"
+    assert repr(made) == "kl_penalty(coefficient=0.04, estimator=k3, to='logp_ref', weighted=False)"
 
 
 def test_equal_pieces_are_equal_by_value_and_by_structure():

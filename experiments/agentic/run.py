@@ -69,7 +69,8 @@ the reward for calls, so all see the same rewards.
 
     {command}
 
-Python {python}, {versions}, {hardware}. The machine was shared: seconds are a guide only.
+Python {python}, {versions}, {hardware}. The machine was shared and
+compiled programs were cached between runs: seconds are a guide only.
 [results.json](results.json) has every run: its command, seconds and curves.
 """
 

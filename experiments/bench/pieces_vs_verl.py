@@ -68,7 +68,14 @@ def arrays(rows: int, tokens: int) -> dict[str, np.ndarray]:
     old = -rng.exponential(1.0, (rows, tokens)).astype(np.float32)
     logp = np.minimum(old + 0.1 * rng.standard_normal((rows, tokens), np.float32), -1e-3)
     spread = rng.uniform(0.1, 0.9, (rows, tokens)).astype(np.float32)
-    return {"mask": mask, "length": length, "reward": reward, "old": old, "logp": logp, "sq": spread}
+    return {
+        "mask": mask,
+        "length": length,
+        "reward": reward,
+        "old": old,
+        "logp": logp,
+        "sq": spread,
+    }
 
 
 def trajectories(x: dict[str, np.ndarray]) -> Trajectories:
@@ -109,9 +116,7 @@ def ours(factory, arguments, batch: Trajectories, logp: np.ndarray):
     batch = jax.tree.map(jnp.asarray, batch)
     logp = jnp.asarray(logp)
     credit = jax.jit(lambda b: prepare(alg, b)[0])
-    gradient = jax.jit(
-        jax.value_and_grad(lambda l, p: loss(alg, PolicyOutputs(logp=l), p)[0])
-    )
+    gradient = jax.jit(jax.value_and_grad(lambda l, p: loss(alg, PolicyOutputs(logp=l), p)[0]))
     prepared = credit(batch)
     one = logp.size * 4
     compiled = (credit.lower(batch).compile(), gradient.lower(logp, prepared).compile())

@@ -86,7 +86,8 @@ until their parts first act differently.
 
     {command}
 
-Python {python}, {versions}, {hardware}. The machine was shared: seconds are a guide only.
+Python {python}, {versions}, {hardware}. The machine was shared and
+compiled programs were cached between runs: seconds are a guide only.
 [results.json](results.json) has every run: its command, seconds and curves.
 """
 

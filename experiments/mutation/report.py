@@ -13,13 +13,15 @@ HEAD = """# Mutation check of the pieces
 Small wrong changes are made to the reward side, the trajectory side, the aggregations and the
 numerics, one at a time in a copy of the package, and each is run against the tests that touch its
 piece: the piece's own tests, then up to three rows of the oracle comparison whose method is made of
-it, then the conformance laws of one such method, until a test fails. Not part of CI.
+it, then the conformance laws of one such method, until a test fails or 15 s are over. Not part of
+CI.
 
     python experiments/mutation/run.py
 
 `mutants.py` lists the mutants in a fixed order, `touching.py` finds their tests, `results.json`
-holds every mutant with its diff, its tests, its killer and its seconds. `--again` runs survivors
-again; `--control` runs all killers on the package as it is.
+holds every mutant with its diff, its tests, its killer and its seconds; the reason of a survivor is
+written there by hand and kept. `--again` runs survivors again; `--control` runs all killers on the
+package as it is.
 """
 
 
@@ -83,7 +85,7 @@ def _control(data: dict[str, Any]) -> str:
     c = data["control"]
     failed = f"{len(c['failed'])} fail" if c["failed"] else "none fails"
     return (
-        f"Control: the {c['passed']} tests that kill pass on the package as it is, {failed}"
+        f"Control: of the tests that kill, {c['passed']} pass on the package as it is, {failed}"
         f" ({c['seconds']:.0f} s).\n"
     )
 

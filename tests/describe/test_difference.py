@@ -39,7 +39,7 @@ def test_the_way_back_has_the_opposite_marks():
 def test_weights_sampling_and_update_are_compared():
     old, new = algorithms.grpo(), algorithms.dapo()
     assert marked(old, new, "token weights") == [
-        (REMOVED, "sequence_mean()"),
+        (REMOVED, "sequence_mean(count_empty=False)"),
         (ADDED, "token_mean()"),
     ]
     assert marked(old, new, "sampling") == [

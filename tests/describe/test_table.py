@@ -16,7 +16,7 @@ def test_a_row_shows_what_is_changed_and_numbers_that_are_not_the_default():
     assert trajectory == ["token_ratio", "clip(high=0.28)"]
     assert reward[0] == "overlong_soft_penalty"  # the paper's numbers are the piece's own
     assert (weights, sampling) == (["token_mean"], ["G 16", "refill"])
-    assert table.cells(facts(algorithms.dr_grpo()))[3] == ["constant_length(3000)"]
+    assert table.cells(facts(algorithms.dr_grpo()))[3] == ["constant_length(length=3000)"]
 
 
 def test_long_calls_are_folded_where_they_have_joints():

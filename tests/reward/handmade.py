@@ -24,7 +24,7 @@ def _run(on, links, start):
     reward = sum(on.reward_parts.values())
     # What `prepare` adds for every piece.
     behaviour = on.logp_sampler + on.log_keep
-    on = dataclasses.replace(on, columns={**on.columns, "logp_behaviour": behaviour})
+    on = dataclasses.replace(on, columns={"logp_behaviour": behaviour, **on.columns})
     credit = Credit(**{"reward": reward, "keep": on.action_mask, **start})
     for link in links:
         credit = link.fn(credit, on, **link.arguments())
