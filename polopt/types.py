@@ -90,10 +90,10 @@ class Credit:
 
     reward: Array  # f32[N,T]
     keep: Array  # bool[N,T] False removes a token from numerator and denominator
-    sequence: Array | None = None  # f32[N] one number per row, where the credit is still that
-    value: Array | None = None  # f32[N,T] credit per token
+    sequence: Array = None  # f32[N] one number per row, where the credit is still that, else None
+    value: Array = None  # f32[N,T] credit per token, once there is one, else None
     targets: dict[str, Array] = dataclasses.field(default_factory=dict)  # f32[N,T]
-    share: Array | None = None  # f32[N,T] how much a token counts, where it stands in several rows
+    share: Array = None  # f32[N,T] how much a token counts where it stands in several rows, or None
 
     def per_token(self) -> Array:
         """f32[N,T]: the credit of every token, a sequence credit broadcast along its row."""

@@ -70,12 +70,15 @@ def _killers(mutants: list[dict[str, Any]]) -> str:
     dead = [x for x in mutants if x["killed_by"] is not None]
     oracle = sum("test_oracles.py" in x["killed_by"] for x in dead)
     laws = sum("test_conformance.py" in x["killed_by"] for x in dead)
+    gaps = sum("test_mutants.py" in x["killed_by"] for x in dead)
     wrong = sum(x["message"].startswith(("AssertionError", "assert", "polopt.")) for x in dead)
     pieces = {name for x in mutants for name in x["pieces"]}
     return (
-        f"Killed by a piece's own tests: {len(dead) - oracle - laws}, by the oracle comparison:"
-        f" {oracle}, by the laws: {laws}; {wrong} by a wrong number, {len(dead) - wrong} by an"
-        f" exception (shapes, types, warnings). The mutants touch {len(pieces)} pieces.\n"
+        f"Killed by a piece's own tests: {len(dead) - oracle - laws} ({gaps} of them by"
+        " `tests/*/test_mutants.py`, written for mutants that had survived), by the oracle"
+        f" comparison: {oracle}, by the laws: {laws}. Killed by a wrong number: {wrong}, by an"
+        f" exception (shapes, types, warnings): {len(dead) - wrong}. The mutants touch"
+        f" {len(pieces)} pieces.\n"
     )
 
 

@@ -32,7 +32,7 @@ def gigpo(*, weight: float = 1.0, gamma: float = 0.95) -> Algorithm:
     episode = chain(outcome_return(), GROUP_NORM)
     return Algorithm(
         name="gigpo",
-        reward=add(episode, step_group_advantage(gamma), weights=(1.0, weight)),
+        reward=chain(add(episode, step_group_advantage(gamma), weights=(1.0, weight))),
         trajectory=chain(token_ratio(), clip(0.2, 0.2), kl_penalty(k3, 0.01)),
         aggregate=token_mean(),
         sampling=Sampling(group_size=8),

@@ -52,7 +52,7 @@ class MixedModel:
             model.prefill(own, tokens, lengths)
             for model, own in zip(self._models, params, strict=True)
         ]
-        return tuple(zip(*made, strict=True))
+        return tuple(first for first, _ in made), tuple(second for _, second in made)
 
     def empty_cache(self, rows: int, length: int) -> Any:
         """As `LanguageModel.empty_cache`, of each."""
@@ -68,7 +68,7 @@ class MixedModel:
                 self._models, params, prompt, cache, strict=True
             )
         ]
-        return tuple(zip(*made, strict=True))
+        return tuple(first for first, _ in made), tuple(second for _, second in made)
 
     def logits(self, params: Any, hidden: Any) -> Array:
         """f32[...,V] whose softmax at `temperature` is the mixture."""

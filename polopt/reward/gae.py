@@ -76,8 +76,12 @@ def gae(
     value, mask = trajectories.columns["value"], trajectories.action_mask
     last = jnp.zeros_like(value[:, 0]) if bootstrap is None else trajectories.columns[bootstrap]
     if length_factor is not None:
-        lam = jnp.maximum(1 - 1 / (length_factor * jnp.maximum(row_length(mask), 1e-6)), 0)
-    advantage = generalised_advantage(credit.reward, value, mask, last, gamma, lam)
+        reach = length_factor * jnp.maximum(row_length(mask), 1e-6)
+        advantage = generalised_advantage(
+            credit.reward, value, mask, last, gamma, jnp.maximum(1 - 1 / reach, 0)
+        )
+    else:
+        advantage = generalised_advantage(credit.reward, value, mask, last, gamma, lam)
     target = advantage
     if critic_lam is not None:
         target = generalised_advantage(credit.reward, value, mask, last, gamma, critic_lam)

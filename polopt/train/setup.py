@@ -211,7 +211,9 @@ def remembering(alg: Algorithm) -> list[str]:
     """Names of the pieces whose memory has an entry for every prompt."""
 
     def sizes(piece: Transform, prompts: int) -> list[Any]:
-        made = jax.eval_shape(lambda: piece.hooks.init(prompts, **piece.arguments()))
+        begin = piece.hooks.init
+        assert begin is not None
+        made = jax.eval_shape(lambda: begin(prompts, **piece.arguments()))
         return [leaf.shape for leaf in jax.tree.leaves(made)]
 
     kept = [piece for _, piece in pieces(alg) if piece.card.clock and piece.hooks.init]

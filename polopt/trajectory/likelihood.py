@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from polopt.numerics import segment_total
+from polopt.reward.filters import recorded_return
 from polopt.transform import Transform, piece
 from polopt.types import Array, Context, Surrogate, Trajectories
 
 
 def _solved(trajectories: Trajectories, keep: Array, *, above: Array, **unused: Array) -> Array:
     """bool[N,T]: tokens of rows whose episode earned more than a threshold."""
-    reward = sum(trajectories.reward_parts.values()).sum(axis=1)
-    earned = segment_total(reward, trajectories.episode)
+    earned = recorded_return(trajectories)
     return keep & (trajectories.scored & (earned > above))[:, None]
 
 

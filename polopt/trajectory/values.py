@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.numerics import masked_sum, token_info
-from polopt.reward.returns import episode_return
+from polopt.reward.filters import recorded_return
 from polopt.reward.turns import action_turn
 from polopt.transform import Transform, piece
 from polopt.types import Array, Context, Credit, Surrogate, Trajectories
@@ -61,9 +61,8 @@ def value_loss(
 
 
 def _labels(trajectories: Trajectories, credit: Credit, **hyper: Array) -> dict[str, Array]:
-    reward = sum(trajectories.reward_parts.values())
-    label = episode_return(reward, trajectories) > hyper["above"]
-    return {"label": jnp.broadcast_to(label[:, None], reward.shape)}
+    label = recorded_return(trajectories) > hyper["above"]
+    return {"label": jnp.broadcast_to(label[:, None], trajectories.action_mask.shape)}
 
 
 @piece(
