@@ -103,7 +103,7 @@ def label_ids(*labels: Array) -> Array:
     >>> label_ids(jnp.array([0, 0, 1, 1]), jnp.array([7, 7, 7, -1])).tolist()
     [0, 0, 2, -1]
     """
-    flat = [label.reshape(-1) for label in labels]
+    flat = [jnp.asarray(label).reshape(-1) for label in labels]
     size = flat[0].shape[0]
     index = jnp.arange(size)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from polopt import algorithms
 from polopt.algorithm import Algorithm
-from polopt.reward import analytic_pass_at_k
+from polopt.reward import max_at_k
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dapo": {"max_length": 6, "cache": 4},
@@ -14,7 +14,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "entropy_top_quantile": {"max_length": 6, "cache": 4},
     "dppo_tv": {"max_length": 8},
     "dppo_kl": {"max_length": 8},
-    "passk_grpo": {"credit": analytic_pass_at_k(k=2)},
+    "passk_grpo": {"credit": max_at_k(k=2)},
 }
 # What multiplies -weight·credit in the on-policy gradient, where it is not one by design.
 FACTORS: dict[str, float | None] = {
