@@ -42,8 +42,10 @@ _NAMED_APART = {"map": ("describe", "method_map")}  # a module should not shadow
 _MODULES = (
     "aggregate",
     "algorithms",
+    "columns",
     "divergence",
     "models",
+    "modifiers",
     "numerics",
     "reward",
     "rollout",

@@ -105,4 +105,4 @@ def test_label_ids_are_the_first_place_of_equal_labels(kinds):
         first: dict[tuple[int, int], int] = {}
         pairs = list(zip(group.tolist(), label.tolist(), strict=True))
         expected = [-1 if min(p) < 0 else first.setdefault(p, i) for i, p in enumerate(pairs)]
-        assert label_ids(jnp.asarray(group), jnp.asarray(label)).tolist() == expected
+        assert jax.jit(label_ids)(group, label).tolist() == expected

@@ -58,7 +58,7 @@ def _whitened(x: Array, weight: Array, eps: Array, ddof: int) -> Array:
     counted, count = weight > 0, jnp.sum(weight)
     mean = masked_sum(weight * x, counted) / jnp.maximum(count, 1e-30)
     # Credits of groups sum to zero: what rounding leaves of their mean is not one.
-    noise = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0, where=counted)
+    noise = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0, where=counted)
     mean = jnp.where(jnp.abs(mean) > noise, mean, 0)
     low = jnp.min(x, initial=jnp.inf, where=counted)
     high = jnp.max(x, initial=-jnp.inf, where=counted)
