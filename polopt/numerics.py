@@ -98,7 +98,7 @@ def segment_max(x: Array, ids: Array) -> Array:
 def label_ids(*labels: Array) -> Array:
     """Segment ids `[M]` of flattened label arrays: equal exactly where all labels are equal.
 
-    Labels are any integers (hashes too); -1 in any of them gives id -1. Ids lie in `[0, M)`.
+    Labels are any integers (hashes too), and a negative one gives id -1. Ids lie in `[0, M)`.
 
     >>> label_ids(jnp.array([0, 0, 1, 1]), jnp.array([7, 7, 7, -1])).tolist()
     [0, 0, 2, -1]
@@ -139,17 +139,22 @@ def group_mean(x: Array, ids: Array, weight: Array) -> Array:
     return total / jnp.maximum(segment_total(weight, ids), _tiny(weight))
 
 
+def differ(x: Array, ids: Array, weight: Array) -> Array:
+    """bool[N]: the counted members of the row's group are not all equal."""
+    counted = weight > 0
+    low = -segment_max(jnp.where(counted, -x, -jnp.inf), ids)
+    high = segment_max(jnp.where(counted, x, -jnp.inf), ids)
+    return high > low
+
+
 def centre(x: Array, ids: Array, weight: Array) -> Array:
     """[N]: x minus its group's mean; *exactly* zero where all counted members are equal.
 
     Rounding in the mean of equal rewards would otherwise leave 1e-8, which a division by a
     standard deviation of 1e-8 turns into a credit of order one.
     """
-    counted = weight > 0
-    low = -segment_max(jnp.where(counted, -x, -jnp.inf), ids)
-    high = segment_max(jnp.where(counted, x, -jnp.inf), ids)
     centred = x - group_mean(x, ids, weight)
-    return jnp.where(counted & (high > low), centred, 0)
+    return jnp.where((weight > 0) & differ(x, ids, weight), centred, 0)
 
 
 def group_std(x: Array, ids: Array, weight: Array, ddof: int) -> Array:

@@ -122,8 +122,12 @@ class Surrogate:
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def with_term(self, name: str, objective: Array, mask: Array, **info: Any) -> Surrogate:
-        """The surrogate with one term written, and measurements `{group__name: entry}` added."""
+        """The surrogate with one term written, and measurements `{group__name: entry}` added.
+
+        An objective `[N,1]`, one number per row, is written on each of the row's tokens.
+        """
         measured = {key.replace("__", "/"): entry for key, entry in info.items()}
+        objective = jnp.broadcast_to(objective, mask.shape)
         return dataclasses.replace(
             self,
             terms={**self.terms, name: Term(objective=objective, mask=mask)},
@@ -185,6 +189,10 @@ class Context:
     outputs: dict[str, Array]  # differentiable columns of the current models
     before: dict[str, Array]  # what this piece's recorded half computed
     shared: dict[str, Any]
+
+    def known(self) -> Array:
+        """bool[N,T]: tokens of rows whose reward is known."""
+        return self.mask & self.rows.scored[:, None]
 
     def column(self, name: str) -> Array:
         """A recorded column, `f32[N,T]` or `f32[N]`.

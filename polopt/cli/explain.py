@@ -4,7 +4,8 @@ import argparse
 import shutil
 from collections.abc import Sequence
 
-from polopt.cli.show import refuse_unknown, show
+from polopt.cli.parse import read_arguments
+from polopt.cli.show import show
 from polopt.cli.table import find_algorithm
 from polopt.errors import UsageError
 
@@ -37,11 +38,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("method", nargs="?", help="a key of polopt methods, or file.py:name")
     parser.add_argument("--versus", metavar="METHOD", help="compare with this one")
-    try:
-        args, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error} (polopt explain --help)") from error
-    refuse_unknown(unknown, "explain")
+    args = read_arguments(parser, argv)
     if args.method is None:
         raise UsageError("which method? polopt methods lists them")
     made = [find_algorithm(spec) for spec in (args.method, args.versus) if spec is not None]

@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from polopt.cli.show import refuse_unknown, show
-from polopt.errors import UsageError
+from polopt.cli.parse import read_arguments
+from polopt.cli.show import show
 
 _EPILOG = """\
 examples:
@@ -33,11 +33,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--format", default="terminal", choices=["terminal", "markdown", "json"])
     parser.add_argument("--out", metavar="FILE", help="draw into this .png, .svg or .pdf instead")
-    try:
-        args, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error} (polopt map --help)") from error
-    refuse_unknown(unknown, "map")
+    args = read_arguments(parser, argv)
     if args.out is not None:
         from polopt.describe.picture import draw_map
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 
 from polopt.catalogue import FAMILIES, METHODS
-from polopt.cli.show import refuse_unknown, show
+from polopt.cli.parse import read_arguments
+from polopt.cli.show import show
 
 _STYLES = (
     ("bold", r"^\S.*$"),
@@ -30,8 +31,7 @@ def run(argv: Sequence[str]) -> int:
         exit_on_error=False,
     )
     parser.add_argument("--json", action="store_true", help="print all that is known, as JSON")
-    args, unknown = parser.parse_known_args(argv)
-    refuse_unknown(unknown, "methods")
+    args = read_arguments(parser, argv)
     if args.json:
         from polopt.describe.facts import as_json, method_map
 

@@ -1,5 +1,6 @@
 """From arguments to a configuration: tyro's parser, with help that teaches and one-line errors."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -61,6 +62,17 @@ def parse(
     if unknown:
         raise UsageError(_unknown(unknown[0], kind, command))
     return config
+
+
+def read_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Read the few flags of a command that has no configuration; all else is one line."""
+    try:
+        args, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error} ({parser.prog} --help)") from error
+    if unknown:
+        raise UsageError(f"unexpected argument {unknown[0]!r} ({parser.prog} --help)")
+    return args
 
 
 def take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

@@ -4,8 +4,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from polopt.errors import UsageError
-
 # (style, pattern): headings, keys, marks of a difference. The layout is the plain text's.
 Styles = Sequence[tuple[str, str]]
 
@@ -25,9 +23,3 @@ def show(text: str, styles: Styles = ()) -> None:
     for style, pattern in styles:
         rich.highlight_regex(re.compile(pattern, re.MULTILINE), style)
     Console(highlight=False, soft_wrap=True).print(rich)
-
-
-def refuse_unknown(unknown: Sequence[str], command: str) -> None:
-    """Raise for arguments that a parser has left over."""
-    if unknown:
-        raise UsageError(f"unexpected argument {unknown[0]!r} (polopt {command} --help)")

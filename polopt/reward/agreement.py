@@ -7,13 +7,14 @@ import dataclasses
 import jax.numpy as jnp
 
 from polopt.numerics import label_ids, segment_max, segment_total
+from polopt.reward.returns import scored_rows
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
 
 def _votes(trajectories: Trajectories) -> tuple[Array, Array]:
     """f32[N]: how many scored rows of the group give the row's answer, and how many rows it has."""
-    counted = (trajectories.scored & (trajectories.length > 0)).astype(float)
+    counted = scored_rows(trajectories).astype(float)
     answer = jnp.asarray(trajectories.columns["answer"], jnp.int32)
     ids = label_ids(trajectories.group, jnp.where(counted > 0, answer, -1))
     return segment_total(counted, ids), segment_total(counted, trajectories.group)

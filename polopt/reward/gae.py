@@ -43,6 +43,13 @@ def generalised_advantage(
     return jax.lax.scan(step, start, (reward.T, value.T, mask.T), reverse=True)[1].T
 
 
+def last_value(trajectories: Trajectories, bootstrap: Column | None) -> Array:
+    """f32[N]: the value after a row's last action, zero unless a column has it."""
+    if bootstrap is None:
+        return jnp.zeros_like(trajectories.columns["value"][:, 0])
+    return trajectories.columns[bootstrap]
+
+
 @piece(
     "reward",
     reads="reward",
@@ -74,14 +81,10 @@ def gae(
       length_factor: λ = max(0, 1 − 1/(factor·L_i)) in place of `lam`: long rows look further.
     """
     value, mask = trajectories.columns["value"], trajectories.action_mask
-    last = jnp.zeros_like(value[:, 0]) if bootstrap is None else trajectories.columns[bootstrap]
+    last, own_lam = last_value(trajectories, bootstrap), jnp.asarray(lam)
     if length_factor is not None:
-        reach = length_factor * jnp.maximum(row_length(mask), 1e-6)
-        advantage = generalised_advantage(
-            credit.reward, value, mask, last, gamma, jnp.maximum(1 - 1 / reach, 0)
-        )
-    else:
-        advantage = generalised_advantage(credit.reward, value, mask, last, gamma, lam)
+        own_lam = jnp.maximum(1 - 1 / (length_factor * jnp.maximum(row_length(mask), 1e-6)), 0)
+    advantage = generalised_advantage(credit.reward, value, mask, last, gamma, own_lam)
     target = advantage
     if critic_lam is not None:
         target = generalised_advantage(credit.reward, value, mask, last, gamma, critic_lam)

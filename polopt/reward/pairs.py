@@ -6,7 +6,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from polopt.numerics import segment_max
+from polopt.numerics import differ, segment_max
+from polopt.reward.returns import scored_rows
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -22,7 +23,7 @@ from polopt.types import Array, Credit, Trajectories
 def best_and_worst(credit: Credit, trajectories: Trajectories) -> Credit:
     """Make one pair of every group: the highest and the lowest return, by id among equals."""
     group, R = trajectories.group, credit.sequence
-    counted = trajectories.scored & (trajectories.length > 0)
+    counted = scored_rows(trajectories)
     counted &= jnp.any(credit.keep & trajectories.action_mask, axis=1)
 
     def first(x: Array) -> Array:
@@ -30,9 +31,7 @@ def best_and_worst(credit: Credit, trajectories: Trajectories) -> Credit:
         order = -trajectories.id.astype(x.dtype)
         return top & (order == segment_max(jnp.where(top, order, -jnp.inf), group))
 
-    spread = segment_max(jnp.where(counted, R, -jnp.inf), group) > -segment_max(
-        jnp.where(counted, -R, -jnp.inf), group
-    )
+    spread = differ(R, group, counted)
     chosen, rejected = first(R) & spread, first(-R) & spread
     sign = chosen.astype(R.dtype) - rejected.astype(R.dtype)
     keep = credit.keep & (chosen | rejected)[:, None]

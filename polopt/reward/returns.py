@@ -11,9 +11,14 @@ from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
 
+def scored_rows(trajectories: Trajectories) -> Array:
+    """bool[N]: rows that statistics may count: real, and of known reward."""
+    return trajectories.scored & (trajectories.length > 0)
+
+
 def episode_weight(trajectories: Trajectories) -> Array:
     """f32[N]: 1 / (scored rows of the row's episode), so that statistics count an episode once."""
-    counted = (trajectories.scored & (trajectories.length > 0)).astype(float)
+    counted = scored_rows(trajectories).astype(float)
     rows = segment_total(counted, trajectories.episode)
     return counted / jnp.maximum(rows, 1)
 

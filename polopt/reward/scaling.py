@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import beta
 
 from polopt.numerics import centre, group_mean, group_std, masked_sum, segment_max, segment_total
 from polopt.reward.returns import episode_return, episode_weight
@@ -56,14 +57,19 @@ def batch_whiten(
 def _whitened(x: Array, weight: Array, eps: Array, ddof: int) -> Array:
     """(x − mean) / sqrt(var + ε) under weights, zero where there is none."""
     counted, count = weight > 0, jnp.sum(weight)
-    mean = masked_sum(weight * x, counted) / jnp.maximum(count, 1e-30)
-    # Credits of groups sum to zero: what rounding leaves of their mean is not one.
+
+    def mean_of(x: Array) -> Array:
+        return masked_sum(weight * x, counted) / jnp.maximum(count, 1e-30)
+
+    mean = mean_of(x)
+    # Credits of groups sum to zero: what rounding leaves of their mean is not one. Elsewhere a
+    # second pass takes the rounding out, which nearly equal credits would show enlarged.
     noise = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0, where=counted)
-    mean = jnp.where(jnp.abs(mean) > noise, mean, 0)
+    centred = jnp.where(jnp.abs(mean) > noise, (x - mean) - mean_of(x - mean), x)
     low = jnp.min(x, initial=jnp.inf, where=counted)
     high = jnp.max(x, initial=-jnp.inf, where=counted)
     # Equal credits are zero exactly: what rounding leaves would be divided by sqrt(eps).
-    centred = jnp.where(counted & (high > low), x - mean, 0)
+    centred = jnp.where(counted & (high > low), centred, 0)
     variance = jnp.sum(weight * centred**2) / jnp.maximum(count - ddof, 1)
     return centred * jax.lax.rsqrt(variance + eps)
 
@@ -104,12 +110,6 @@ def batch_std_scale(
     return dataclasses.replace(credit, sequence=credit.sequence / (std + eps))
 
 
-def _beta_log_density(p: Array, a: Array, b: Array) -> Array:
-    gammas = jax.lax.lgamma(a + b) - jax.lax.lgamma(a) - jax.lax.lgamma(b)
-    inside = jnp.clip(p, 1e-7, 1 - 1e-7)
-    return gammas + (a - 1) * jnp.log(inside) + (b - 1) * jnp.log1p(-inside)
-
-
 @piece(
     "reward",
     reads="sequence",
@@ -141,7 +141,8 @@ def beta_normalise(
     known = variance > 1e-12
     s = jnp.where(known, mean * (1 - mean) / jnp.where(known, variance, 1) - 1, 0)
     a, b = jnp.maximum(1 + s * mean / 3, 1), jnp.maximum(1 + s * (1 - mean) / 3, 1)
-    factor = jnp.exp(jnp.minimum(-_beta_log_density(p, a, b), jnp.log(1e6)))
+    density = beta.logpdf(jnp.clip(p, 1e-7, 1 - 1e-7), a, b)
+    factor = jnp.exp(jnp.minimum(-density, jnp.log(1e6)))
     return dataclasses.replace(credit, sequence=centre(R, group, weight) * factor)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from polopt.numerics import row_length, segment_max
+from polopt.reward.returns import scored_rows
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -47,7 +48,7 @@ def length_penalty(
 ) -> Credit:
     """Prefer the shorter of a group's right rows, and punish the longer of its wrong ones."""
     length, group = row_length(trajectories.action_mask), trajectories.group
-    counted = trajectories.scored & (trajectories.length > 0)
+    counted = scored_rows(trajectories)
     longest = segment_max(jnp.where(counted, length, -jnp.inf), group)
     shortest = -segment_max(jnp.where(counted, -length, -jnp.inf), group)
     differ = counted & (longest > shortest)

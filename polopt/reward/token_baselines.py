@@ -14,6 +14,7 @@ from polopt.numerics import (
     segment_total,
     suffix_sum,
 )
+from polopt.reward.returns import scored_rows
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
 
@@ -69,7 +70,7 @@ def optimal_token_baseline(
       zero_tail: no baseline for the longest row beyond the second longest, which has no company.
     """
     mask, group = trajectories.action_mask, trajectories.group
-    scored = trajectories.scored & (trajectories.length > 0)
+    scored = scored_rows(trajectories)
     G, W = suffix_sum(credit.reward, 1.0, mask), _energy(trajectories, cap)
     place = jnp.cumsum(mask, axis=1) - 1
     counted = mask & scored[:, None]

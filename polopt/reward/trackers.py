@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from polopt.numerics import centre, group_mean, group_std, segment_total
+from polopt.numerics import centre, group_mean, group_std, label_ids, segment_total
 from polopt.reward.returns import episode_weight
 from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
@@ -34,13 +34,7 @@ def _labels(trajectories: Trajectories) -> Array:
     """i32[N]: segment ids of prompts; rows without a prompt are told apart by their group."""
     n = trajectories.prompt.shape[0]
     same = jnp.where(trajectories.prompt >= 0, trajectories.prompt + n, trajectories.group)
-    return jnp.where(trajectories.group >= 0, _dense(same), -1)
-
-
-def _dense(label: Array) -> Array:
-    order = jnp.argsort(label)
-    new = jnp.concatenate([jnp.zeros(1, int), (jnp.diff(label[order]) != 0).astype(int)])
-    return jnp.zeros_like(order).at[order].set(jnp.cumsum(new))
+    return label_ids(jnp.where(trajectories.group >= 0, same, -1))
 
 
 def _half(prompts: int, **unused: Array) -> Memory:

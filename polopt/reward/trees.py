@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.numerics import centre, group_mean, group_std, label_ids, segment_total
-from polopt.reward.returns import episode_weight
+from polopt.reward.returns import episode_weight, scored_rows
 from polopt.reward.turns import run_starts
 from polopt.transform import piece
 from polopt.types import Array, Credit, Trajectories
@@ -85,7 +85,7 @@ def share_tree_tokens(credit: Credit, trajectories: Trajectories) -> Credit:
 def shared_prefix_mean(credit: Credit, trajectories: Trajectories) -> Credit:
     """Give shared tokens the mean credit of the rows that share them, the others their own."""
     tree = tree_of(trajectories)
-    scored = trajectories.scored & (trajectories.length > 0)
+    scored = scored_rows(trajectories)
     row_credit, weight = (
         jnp.broadcast_to(x[:, None], tree.through.shape).reshape(-1)
         for x in (credit.sequence, scored.astype(float))

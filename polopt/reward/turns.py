@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.numerics import centre, group_std, label_ids, suffix_sum, turn_total
-from polopt.reward.gae import generalised_advantage
+from polopt.reward.gae import generalised_advantage, last_value
 from polopt.reward.returns import episode_return, episode_weight
 from polopt.transform import Column, piece
 from polopt.types import Array, Credit, Trajectories
@@ -139,13 +139,6 @@ def step_group_advantage(
     return dataclasses.replace(credit, value=_everywhere(step, starts, turn))
 
 
-def _last_value(trajectories: Trajectories, bootstrap: Column | None) -> Array:
-    """f32[N]: the value after the last turn."""
-    if bootstrap is None:
-        return jnp.zeros_like(trajectories.columns["value"][:, 0])
-    return trajectories.columns[bootstrap]
-
-
 @piece(
     "reward",
     reads="reward",
@@ -174,7 +167,7 @@ def turn_gae(
     value loss must read no other token (`turn_starts`).
     """
     turn, value = action_turn(trajectories), trajectories.columns["value"]
-    starts, last = turn_starts(turn), _last_value(trajectories, bootstrap)
+    starts, last = turn_starts(turn), last_value(trajectories, bootstrap)
     reward = turn_total(credit.reward, turn)
     advantage = generalised_advantage(reward, value, starts, last, gamma, lam)
     returns = jnp.where(starts, advantage + value, 0)
@@ -216,7 +209,7 @@ def bi_level_gae(
     """
     turn, value = action_turn(trajectories), trajectories.columns["value"]
     inside, ends = turn >= 0, turn_ends(turn)
-    last, reward = _last_value(trajectories, bootstrap), turn_total(credit.reward, turn)
+    last, reward = last_value(trajectories, bootstrap), turn_total(credit.reward, turn)
     high = generalised_advantage(reward, value, ends, last, gamma_turn, lam_turn)
     earned = jnp.where(ends, high + value, 0)
     advantage = _inside_turns(earned, value, inside, ends, gamma, lam)

@@ -176,7 +176,7 @@ def geometric_mean_surrogate(
     clipped = token_info(held != jnp.abs(sign) * d, context.mask)
     return surrogate.with_term(
         "policy",
-        jnp.broadcast_to(objective, d.shape),
+        objective,
         context.mask,
         policy__clip_fraction=clipped,
     )

@@ -53,8 +53,8 @@ def _truncated(
     weight = jnp.clip(ratio, low, high)
     if not normalise:
         return {"weight": weight}
-    rows = jnp.where(level is per_token, 1.0, 1 / jnp.maximum(row_length(mask), 1))[..., None]
-    counted = mask * jnp.broadcast_to(rows, mask.shape)
+    # The mean is over tokens, or over rows.
+    counted = mask * 1.0 if level is per_token else mask / jnp.maximum(row_length(mask), 1)[:, None]
     mean = jnp.sum(counted * weight) / jnp.maximum(jnp.sum(counted), 1)
     return {"weight": weight / jnp.where(mean > 1e-8, mean, 1)}
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from polopt.columns import jsd, name_of, sorted_prob
 from polopt.numerics import safe_exp, token_info, turn_total
 from polopt.numerics import stop as sg
+from polopt.reward.turns import run_starts
 from polopt.transform import Column, Transform, Want, piece
-from polopt.types import Array, Context, Surrogate
+from polopt.types import Context, Surrogate
 
 JSD = jsd(0.5, "teacher")
 SORTED = sorted_prob(3)
@@ -91,15 +92,7 @@ def teacher_surrogate(
     sampled = context.column(source)
     gap = context.column("logp_teacher") - sampled
     objective = coefficient * safe_exp(surrogate.logp - sampled) * gap
-    mask = context.mask & context.rows.scored[:, None]
-    return surrogate.with_term("distillation", objective, mask)
-
-
-def _span_starts(span: Array, mask: Array) -> Array:
-    """bool[N,T]: the first token of every span inside the mask."""
-    inside = jnp.where(mask, span, -1)
-    before = jnp.pad(inside[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    return mask & (inside >= 0) & (inside != before)
+    return surrogate.with_term("distillation", objective, context.known())
 
 
 @piece(
@@ -125,8 +118,9 @@ def sorted_distance_loss(
     For an aggregation by the mean of each row.
     """
     span, mask = context.column("span"), context.mask
-    start = _span_starts(span, mask)
-    place = jnp.where(mask & (span >= 0), jnp.cumsum(start, axis=1) - 1, -1)
+    aligned = mask & (span >= 0)
+    start = run_starts(span, aligned)
+    place = jnp.where(aligned, jnp.cumsum(start, axis=1) - 1, -1)
     rest = safe_exp(turn_total(jnp.where(start, 0, surrogate.logp), place))
     student = rest[..., None] * context.outputs[name_of(probabilities)]
     distance = jnp.sum(jnp.abs(student - context.column("teacher_sorted_prob")), axis=-1)

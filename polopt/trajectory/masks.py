@@ -120,14 +120,9 @@ def divergence_mask(
     return _masked(surrogate, context, ~(up | down))
 
 
-def known(context: Context) -> Array:
-    """bool[N,T]: tokens of rows whose reward is known."""
-    return context.mask & context.rows.scored[:, None]
-
-
 def covariance(surrogate: Surrogate, context: Context) -> Array:
     """f32[N,T]: (A − mean A)·(l − mean l) over the step's tokens of known reward, detached."""
-    counted = known(context)
+    counted = context.known()
     count = jnp.maximum(jnp.sum(counted), 1)
 
     def centred(x: Array) -> Array:
@@ -138,7 +133,7 @@ def covariance(surrogate: Surrogate, context: Context) -> Array:
 
 def share_count(context: Context, share: Array | float) -> Array:
     """How many of the step's tokens of known reward a share is: rounded down, at least one."""
-    return jnp.maximum(jnp.floor(share * jnp.sum(known(context))), 1).astype(int)
+    return jnp.maximum(jnp.floor(share * jnp.sum(context.known())), 1).astype(int)
 
 
 def smallest(x: Array, among: Array, count: Array, ids: Array) -> Array:
@@ -172,7 +167,7 @@ def covariance_clip(
     """Take a few of the tokens out whose likelihood and credit rise together."""
     cov, term = covariance(surrogate, context), surrogate.terms["policy"]
     free = term.objective >= surrogate.ratio * context.credit  # the clip has not stopped them
-    among = known(context) & free & (cov > low) & (cov < high)
+    among = context.known() & free & (cov > low) & (cov < high)
     uniform = uniform_by_identity(key, context.rows.id, context.mask.shape[1])
     chosen = smallest(uniform, among, share_count(context, share), context.rows.id)
     return _masked(surrogate, context, ~chosen)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from polopt.divergence import absolute, k3
 from polopt.numerics import stop as sg
 from polopt.numerics import token_info
-from polopt.trajectory.masks import covariance, known, share_count, smallest
+from polopt.trajectory.masks import covariance, share_count, smallest
 from polopt.transform import Column, Transform, piece
 from polopt.types import Array, Context, Info, Mean, Surrogate
 
@@ -134,6 +134,6 @@ def covariance_penalty(
 ) -> Surrogate:
     """Hold the few tokens near the old policy whose likelihood and credit rise together most."""
     cov, term = covariance(surrogate, context), surrogate.terms["policy"]
-    chosen = smallest(-sg(cov), known(context), share_count(context, share), context.rows.id)
+    chosen = smallest(-sg(cov), context.known(), share_count(context, share), context.rows.id)
     penalty = jnp.where(chosen, coefficient * absolute(surrogate.log_ratio), 0)
     return surrogate.with_term("policy", term.objective - penalty, term.mask)

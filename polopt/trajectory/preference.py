@@ -22,9 +22,7 @@ def _margin(surrogate: Surrogate, context: Context) -> tuple[Array, Array]:
 
 def _pairwise(surrogate: Surrogate, context: Context, objective: Array, paired: Array) -> Surrogate:
     """Half of the pair's objective on each of its rows: for a mean over groups with ddof=1."""
-    objective = objective / 2
-    whole = jnp.broadcast_to(objective[:, None], context.mask.shape)
-    return surrogate.with_term("policy", whole, context.mask & paired[:, None])
+    return surrogate.with_term("policy", objective[:, None] / 2, context.mask & paired[:, None])
 
 
 @piece(

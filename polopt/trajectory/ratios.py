@@ -35,6 +35,12 @@ def _with_ratio(
     )
 
 
+def _with_row_ratio(surrogate: Surrogate, context: Context, log_ratio: Array) -> Surrogate:
+    """One log-ratio per row, `[N]`, on each of its tokens."""
+    whole = jnp.broadcast_to(log_ratio[:, None], surrogate.logp.shape)
+    return _with_ratio(surrogate, context, whole, safe_exp(whole, SEQUENCE_LIMIT))
+
+
 @piece(
     "trajectory",
     reads="logp",
@@ -62,8 +68,7 @@ def token_ratio(surrogate: Surrogate, context: Context, *, to: Column = "logp_ol
 def sequence_ratio(surrogate: Surrogate, context: Context, *, to: Column = "logp_old") -> Surrogate:
     """One ratio per row: the geometric mean of its token ratios."""
     mean = row_mean(surrogate.logp - context.column(to), context.mask)
-    log_ratio = jnp.broadcast_to(mean[:, None], surrogate.logp.shape)
-    return _with_ratio(surrogate, context, log_ratio, safe_exp(log_ratio, SEQUENCE_LIMIT))
+    return _with_row_ratio(surrogate, context, mean)
 
 
 @piece(
@@ -103,8 +108,7 @@ def sequence_ratio_token_grad(
 def product_ratio(surrogate: Surrogate, context: Context, *, to: Column = "logp_old") -> Surrogate:
     """One ratio per row: the product of its token ratios, unbiased and of large variance."""
     total = masked_sum(surrogate.logp - context.column(to), context.mask, axis=1)
-    log_ratio = jnp.broadcast_to(total[:, None], surrogate.logp.shape)
-    return _with_ratio(surrogate, context, log_ratio, safe_exp(log_ratio, SEQUENCE_LIMIT))
+    return _with_row_ratio(surrogate, context, total)
 
 
 @piece(

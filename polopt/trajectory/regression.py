@@ -26,8 +26,7 @@ from polopt.types import Array, Context, Surrogate
 
 def _row_term(surrogate: Surrogate, context: Context, objective: Array) -> Surrogate:
     """One number per row as the objective of each of its tokens."""
-    whole = jnp.broadcast_to(objective[:, None], context.mask.shape)
-    return surrogate.with_term("policy", whole, context.mask)
+    return surrogate.with_term("policy", objective[:, None], context.mask)
 
 
 def _row(x: Array, context: Context) -> Array:

@@ -93,5 +93,5 @@ def process_reward_loss(
     d = context.outputs["logp_prm"] - context.column("logp_ref")
     score = beta * masked_sum(d, context.mask, axis=1)[:, None]
     signed = jnp.where(context.before["label"], score, -score)
-    mask = context.mask & context.rows.scored[:, None]
-    return surrogate.with_term("process", coefficient * jax.nn.log_sigmoid(signed), mask)
+    objective = coefficient * jax.nn.log_sigmoid(signed)
+    return surrogate.with_term("process", objective, context.known())
