@@ -1,9 +1,9 @@
 """Credit and trajectory side of polopt against verl's functions, on the same arrays in one process.
 
-Two parts of each method are timed apart: the credit (`prepare` against verl's estimator) and the
-policy's loss with its gradient in the log-probabilities. Pairs alternate; medians and the ratio's
-range are printed, with what XLA says that ours needs beside its arguments, in units of one [N,T]
-float32 array. verl has no GiGPO: it is timed alone.
+Three things are timed of each method: the credit (`prepare` against verl's estimator), the policy's
+loss with its gradient in the log-probabilities, and both in one, ours compiled as one. Pairs
+alternate; medians and the ratio's range are printed, with what XLA says that ours needs beside its
+arguments, in units of one [N,T] float32 array. verl has no GiGPO: it is timed alone.
 
 In an environment with verl 0.9.1 and torch, and polopt's own packages:
 
@@ -26,6 +26,7 @@ from polopt import PolicyOutputs, Stop, Trajectories, algorithms
 from polopt.compose import loss, prepare
 
 GROUP = 8
+PARTS = ("credit", "loss", "whole")
 # ours: (factory, its arguments), verl: (estimator, loss, aggregation, settings)
 CASES = {
     "grpo": (algorithms.grpo, {"kl": 0.0}, "grpo", "vanilla", "token-mean", {"clip_ratio": 0.2}),
@@ -118,13 +119,23 @@ def ours(factory, arguments, batch: Trajectories, logp: np.ndarray):
     gradient = jax.jit(
         jax.value_and_grad(lambda given, p: loss(alg, PolicyOutputs(logp=given), p)[0])
     )
+    whole = jax.jit(
+        lambda b, given: jax.value_and_grad(
+            lambda given: loss(alg, PolicyOutputs(logp=given), prepare(alg, b)[0])[0]
+        )(given)
+    )
     prepared = credit(batch)
     one = logp.size * 4
-    compiled = (credit.lower(batch).compile(), gradient.lower(logp, prepared).compile())
+    compiled = (
+        credit.lower(batch).compile(),
+        gradient.lower(logp, prepared).compile(),
+        whole.lower(batch, logp).compile(),
+    )
     memory = [c.memory_analysis() for c in compiled]
     return (
         lambda: jax.block_until_ready(credit(batch)),
         lambda: jax.block_until_ready(gradient(logp, prepared)),
+        lambda: jax.block_until_ready(whole(batch, logp)),
         [(m.temp_size_in_bytes + m.output_size_in_bytes) / one for m in memory],
     )
 
@@ -145,13 +156,13 @@ def theirs(estimator, name, aggregation, settings, x: dict[str, np.ndarray]):
 
     made = credit()
 
-    def gradient():
+    def gradient(advantage=made):
         logp = torch.tensor(x["logp"]).requires_grad_()
-        value, _ = core.get_policy_loss_fn(name)(old, logp, made, mask, aggregation, config)
+        value, _ = core.get_policy_loss_fn(name)(old, logp, advantage, mask, aggregation, config)
         value.backward()
         return logp.grad
 
-    return credit, gradient
+    return credit, gradient, lambda: gradient(credit())
 
 
 def timed(run) -> float:
@@ -182,17 +193,17 @@ def main() -> None:
     x = arrays(args.rows, args.tokens)
     batch = trajectories(x)
     for key, (factory, arguments, estimator, name, aggregation, settings) in CASES.items():
-        credit, gradient, memory = ours(factory, arguments, batch, x["logp"])
+        *mine, memory = ours(factory, arguments, batch, x["logp"])
         record = {"case": key, "arrays": [round(m, 1) for m in memory]}
         if estimator is None:
-            for part, run in (("credit", credit), ("loss", gradient)):
+            for part, run in zip(PARTS, mine, strict=True):
                 run()
                 seconds = [timed(run) for _ in range(args.pairs)]
                 record[part] = {"ours_s": round(statistics.median(seconds), 4)}
         else:
             other = theirs(estimator, name, aggregation, settings, x)
-            record["credit"] = paired(credit, other[0], args.pairs)
-            record["loss"] = paired(gradient, other[1], args.pairs)
+            for part, run, peer in zip(PARTS, mine, other, strict=True):
+                record[part] = paired(run, peer, args.pairs)
         print(json.dumps(record), flush=True)
 
 
