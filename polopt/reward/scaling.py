@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.stats import beta
+from jax.scipy.special import betaln
 
 from polopt.numerics import centre, group_mean, group_std, masked_sum, segment_max, segment_total
 from polopt.reward.returns import episode_return, episode_weight
@@ -110,6 +110,18 @@ def batch_std_scale(
     return dataclasses.replace(credit, sequence=credit.sequence / (std + eps))
 
 
+def _beta_log_density(p: Array, a: Array, b: Array) -> Array:
+    inside = jnp.clip(p, 1e-7, 1 - 1e-7)
+    return (a - 1) * jnp.log(inside) + (b - 1) * jnp.log1p(-inside) - _log_beta(a, b)
+
+
+def _log_beta(a: Array, b: Array) -> Array:
+    """`betaln` is good to 1e-6 in every type; the difference of gammas is exact in float64 only."""
+    if a.dtype == jnp.float64:
+        return jax.lax.lgamma(a) + jax.lax.lgamma(b) - jax.lax.lgamma(a + b)
+    return betaln(a, b)
+
+
 @piece(
     "reward",
     reads="sequence",
@@ -141,8 +153,7 @@ def beta_normalise(
     known = variance > 1e-12
     s = jnp.where(known, mean * (1 - mean) / jnp.where(known, variance, 1) - 1, 0)
     a, b = jnp.maximum(1 + s * mean / 3, 1), jnp.maximum(1 + s * (1 - mean) / 3, 1)
-    density = beta.logpdf(jnp.clip(p, 1e-7, 1 - 1e-7), a, b)
-    factor = jnp.exp(jnp.minimum(-density, jnp.log(1e6)))
+    factor = jnp.exp(jnp.minimum(-_beta_log_density(p, a, b), jnp.log(1e6)))
     return dataclasses.replace(credit, sequence=centre(R, group, weight) * factor)
 
 
