@@ -1,91 +1,106 @@
-"""Rotary positions and the two shapes of attention: causal, and after a shared prompt.
+"""Attention in one softmax over two kinds of keys: those of a shared prompt, and a row's own.
 
-Letters: `B` rows, `T` query positions, `S` key positions, `H` query heads, `K` key/value heads,
-`R = H / K` queries per key head, `d` head size. Softmax is computed in float32.
+Letters: `P` prompts, `N` rows (`N = P * G`: G neighbours continue one prompt), `T` query positions,
+`S` prompt positions, `C` own key positions, `H` query heads, `K` key heads, `R = H / K`, `d` head
+size. Scores and softmax are float32.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-KeyValue = tuple[Array, Array]  # keys and values of one layer, each [B,K,S,d]
+from polopt.models.config import DecoderConfig
+
+KeyValue = tuple[Array, Array]  # keys and values of one layer, each [rows,K,positions,d]
 
 
-def rotary(x: Array, positions: Array, theta: float) -> Array:
-    """Turn `x [B,T,heads,d]` by its `positions i32[B,T]` (RoPE, arXiv 2104.09864, eq. 34).
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a layer scores what it sees."""
 
-    The pair (j, j + d/2) turns by the angle `position * theta**(-2j/d)`: the half-split layout of
-    Llama checkpoints, not the interleaved one of the paper.
+    scale: float
+    softcap: float | None  # 2408.00118, section 2: cap * tanh(score / cap)
+    window: int | None  # how many positions a query sees, its own included
+
+    @staticmethod
+    def of(config: DecoderConfig, layer: int) -> Rule:
+        """That of one layer of a decoder."""
+        return Rule(config.score_scale, config.attention_softcap, config.window_of(layer))
+
+
+def near(distance: Array, rule: Rule) -> Array:
+    """bool: a key that lies `distance` positions back is not in the future, nor beyond the window.
+
+    >>> near(jnp.arange(-1, 4), Rule(scale=1.0, softcap=None, window=2)).tolist()
+    [False, True, True, False, False]
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+    seen = distance >= 0
+    return seen if rule.window is None else seen & (distance < rule.window)
 
 
-def causal(q: Array, k: Array, v: Array) -> Array:
-    """Attention of every position to itself and all before it in its row.
+def attention(
+    q: Array,
+    own: KeyValue,
+    visible: Array,
+    rule: Rule,
+    prompt: KeyValue | None = None,
+    prompt_visible: Array | None = None,
+) -> Array:
+    """Attention of every query to its row's own keys, and to those of the prompt it continues.
 
-    Padding on the right needs no mask: no real position comes after it.
+    The prompt's keys and values exist once per prompt, however many rows continue it.
 
     Args:
-      q: [B,T,H,d], rotated.
-      k: [B,T,K,d], rotated.
-      v: [B,T,K,d].
-
-    Returns:
-      [B,T,H,d].
-    """
-    B, T, H, d = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, H // K, d)
-    scores = jnp.einsum("btkrd,bskd->bkrts", q, k, preferred_element_type=jnp.float32)
-    before = jnp.tril(jnp.ones((T, T), bool))
-    scores = jnp.where(before[None, None, None], scores * d**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
-    return jnp.einsum("bkrts,bskd->btkrd", weights, v).reshape(B, T, H, d)
-
-
-def after_prompt(q: Array, prompt: KeyValue, own: KeyValue, seen: Array, visible: Array) -> Array:
-    """Attention of a group's rows to the prompt they share and to their own tokens.
-
-    The prompt's keys and values exist once per prompt; one softmax spans both parts.
-
-    Args:
-      q: [N,T,H,d] with N = P * G, row n = p * G + g.
-      prompt: keys and values, each [P,K,S,d].
-      own: keys and values of the rows' own tokens, each [N,K,C,d].
-      seen: bool[P,S], the real tokens of each prompt.
-      visible: bool[T,C], the own tokens that each query position may see, at least one.
+      q: [N,T,H,d], rotated.
+      own: each [N,K,C,d], keys rotated.
+      visible: bool[N or 1,T,C], for every real query at least one.
+      rule: of the layer.
+      prompt: each [P,K,S,d].
+      prompt_visible: bool[N,T or 1,S].
 
     Returns:
       [N,T,H,d].
     """
     N, T, H, d = q.shape
-    P, K, S, _ = prompt[0].shape
-    G, R = N // P, H // K
-    q = (q * d**-0.5).reshape(N, T, K, R, d)
-    shared = q.reshape(P, G, T, K, R, d)
-    to_prompt = jnp.einsum(
-        "pgtkrd,pksd->pgktrs", shared, prompt[0], preferred_element_type=jnp.float32
-    )
-    to_prompt = jnp.where(seen[:, None, None, None, None, :], to_prompt, -jnp.inf)
-    to_prompt = to_prompt.reshape(N, K, T, R, S)
-    to_own = jnp.einsum("ntkrd,nkcd->nktrc", q, own[0], preferred_element_type=jnp.float32)
-    to_own = jnp.where(visible[None, None, :, None, :], to_own, -jnp.inf)
-    top = jnp.maximum(to_prompt.max(-1), to_own.max(-1))[..., None]
-    to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
-    total = to_prompt.sum(-1) + to_own.sum(-1)
-    shared = to_prompt.reshape(P, G, K, T, R, S).astype(q.dtype)
-    out = jnp.einsum(
-        "pgktrs,pksd->pgktrd", shared, prompt[1], preferred_element_type=jnp.float32
-    ).reshape(N, K, T, R, d)
-    out = out + jnp.einsum(
-        "nktrc,nkcd->nktrd", to_own.astype(q.dtype), own[1], preferred_element_type=jnp.float32
-    )
-    out = out / total[..., None]
-    return out.swapaxes(1, 2).reshape(N, T, H, d).astype(q.dtype)
+    K = own[0].shape[1]
+    # Heads that share a key head become more queries of it: one matrix product for all.
+    q = (q * rule.scale).reshape(N, T, K, H // K, d).transpose(0, 2, 1, 3, 4)
+    scores = [_scores(q, own[0], visible, rule)]
+    values = [own[1]]
+    if prompt is not None:
+        assert prompt_visible is not None
+        scores.append(_scores(q, prompt[0], prompt_visible, rule))
+        values.append(prompt[1])
+    # A constant to the gradient: it cancels.
+    top = jax.lax.stop_gradient(jnp.stack([s.max(-1) for s in scores]).max(0))[..., None]
+    weights = [jnp.exp(s - top) for s in scores]
+    total = functools.reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
+    parts = [_weigh(w, v) for w, v in zip(weights, values, strict=True)]
+    out = functools.reduce(jnp.add, parts) / total
+    return out.transpose(0, 2, 1, 3, 4).reshape(N, T, H, d).astype(q.dtype)
+
+
+def _scores(q: Array, keys: Array, visible: Array, rule: Rule) -> Array:
+    """f32[N,K,T,R,S] of `q [N,K,T,R,d]` and `keys [P,K,S,d]`; -inf where not visible."""
+    N, K, T, R, d = q.shape
+    P, _, S, _ = keys.shape
+    grouped = q.reshape(P, N // P, K, T * R, d)
+    scores = jnp.einsum("pgkqd,pksd->pgkqs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(N, K, T, R, S)
+    if rule.softcap is not None:
+        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    return jnp.where(visible[:, None, :, None, :], scores, -jnp.inf)
+
+
+def _weigh(weights: Array, values: Array) -> Array:
+    """f32[N,K,T,R,d] of `weights [N,K,T,R,S]` and `values [P,K,S,d]`."""
+    N, K, T, R, S = weights.shape
+    P, _, _, d = values.shape
+    grouped = weights.reshape(P, N // P, K, T * R, S).astype(values.dtype)
+    out = jnp.einsum("pgkqs,pksd->pgkqd", grouped, values, preferred_element_type=jnp.float32)
+    return out.reshape(N, K, T, R, d)

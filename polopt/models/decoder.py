@@ -15,12 +15,29 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from polopt.models.attention import rotary
+from polopt.models.attention import Rule
 from polopt.models.config import DecoderConfig
+from polopt.models.experts import ACTIVATIONS, Routing, SparseMlp
+from polopt.models.rotary import Rotation, rotate, rotations
 
-# attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], memory) -> (out [B,T,H,d], new memory)
-Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+# attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], rule, memory) -> (out [B,T,H,d], new memory)
+Attend = Callable[[Array, Array, Array, Rule, Any], tuple[Array, Any]]
 _INIT_STD = 0.02
+
+
+class Norm(nnx.Module):
+    """RMSNorm (1910.07467, eq. 4), in float32; `offset + scale` multiplies what is normalised."""
+
+    def __init__(self, size: int, config: DecoderConfig):
+        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+
+    def __call__(self, x: Array) -> Array:
+        """[..., size] -> f32[..., size]."""
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        scale = self.offset + self.scale[...].astype(jnp.float32)
+        return x * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
 class Attention(nnx.Module):
@@ -35,15 +52,18 @@ class Attention(nnx.Module):
         self.k = linear(size, kv * config.head_dim, use_bias=config.qkv_bias)
         self.v = linear(size, kv * config.head_dim, use_bias=config.qkv_bias)
         self.out = linear(
-            heads * config.head_dim, size, use_bias=False, kernel_init=_residual_init(config)
+            heads * config.head_dim,
+            size,
+            use_bias=config.out_bias,
+            kernel_init=_residual_init(config),
         )
         if config.qk_norm:
-            self.q_norm = _norm(config.head_dim, config, rngs)
-            self.k_norm = _norm(config.head_dim, config, rngs)
+            self.q_norm = Norm(config.head_dim, config)
+            self.k_norm = Norm(config.head_dim, config)
         self.config = config
 
     def __call__(
-        self, x: Array, positions: Array, attend: Attend, memory: Any
+        self, x: Array, rotation: Rotation, rule: Rule, attend: Attend, memory: Any
     ) -> tuple[Array, Any]:
         """[B,T,D] -> [B,T,D], and what `attend` remembered."""
         B, T, _ = x.shape
@@ -51,43 +71,59 @@ class Attention(nnx.Module):
         q, k, v = self.q(x).reshape(heads), self.k(x).reshape(heads), self.v(x).reshape(heads)
         if self.config.qk_norm:
             q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
-        q = rotary(q, positions, self.config.rope_theta)
-        k = rotary(k, positions, self.config.rope_theta)
-        out, memory = attend(q, k, v, memory)
+        out, memory = attend(rotate(q, rotation), rotate(k, rotation), v, rule, memory)
         return self.out(out.reshape(B, T, -1)), memory
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (arXiv 2002.05202): `down(silu(gate(x)) * up(x))`."""
+    """A gated MLP (2002.05202): `down(activation(gate(x)) * up(x))`."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs)
         init = nnx.initializers.normal(_INIT_STD)
         self.gate = linear(config.hidden_size, config.mlp_size, kernel_init=init)
         self.up = linear(config.hidden_size, config.mlp_size, kernel_init=init)
         self.down = linear(config.mlp_size, config.hidden_size, kernel_init=_residual_init(config))
+        self.activation = config.activation
 
     def __call__(self, x: Array) -> Array:
         """[B,T,D] -> [B,T,D]."""
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    """One pre-norm layer."""
+    """One layer: norms before attention and MLP, and after them where the family has those."""
 
-    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
-        self.attention_norm = _norm(config.hidden_size, config, rngs)
+    def __init__(self, config: DecoderConfig, layer: int, dtype: Any, rngs: nnx.Rngs):
+        self.attention_norm = Norm(config.hidden_size, config)
         self.attention = Attention(config, dtype, rngs)
-        self.mlp_norm = _norm(config.hidden_size, config, rngs)
-        self.mlp = Mlp(config, dtype, rngs)
+        self.mlp_norm = Norm(config.hidden_size, config)
+        if config.routed(layer):
+            self.experts = SparseMlp(config, dtype, rngs)
+        else:
+            self.mlp = Mlp(config, dtype, rngs)
+        if config.post_norms:
+            self.attention_post_norm = Norm(config.hidden_size, config)
+            self.mlp_post_norm = Norm(config.hidden_size, config)
+        self.rule, self.dtype = Rule.of(config, layer), dtype
+        self.post_norms, self.routed = config.post_norms, config.routed(layer)
 
     def __call__(
-        self, x: Array, positions: Array, attend: Attend, memory: Any
-    ) -> tuple[Array, Any]:
-        """[B,T,D] -> [B,T,D], and what `attend` remembered."""
-        change, memory = self.attention(self.attention_norm(x), positions, attend, memory)
+        self, x: Array, rotation: Rotation, attend: Attend, memory: Any
+    ) -> tuple[Array, Any, Routing | None]:
+        """[B,T,D] -> [B,T,D], what `attend` remembered, and where tokens were sent."""
+        change, memory = self.attention(self.attention_norm(x), rotation, self.rule, attend, memory)
+        if self.post_norms:
+            change = self.attention_post_norm(change).astype(x.dtype)
         x = x + change
-        return x + self.mlp(self.mlp_norm(x)), memory
+        routing = None
+        if self.routed:
+            change, routing = self.experts(self.mlp_norm(x))
+        else:
+            change = self.mlp(self.mlp_norm(x))
+        if self.post_norms:
+            change = self.mlp_post_norm(change).astype(x.dtype)
+        return x + change, memory, routing
 
 
 class Decoder(nnx.Module):
@@ -104,9 +140,9 @@ class Decoder(nnx.Module):
         )
         self.embed = embed()
         self.layers = nnx.Dict(
-            {str(i): Block(config, dtype, rngs) for i in range(config.num_layers)}
+            {str(i): Block(config, i, dtype, rngs) for i in range(config.num_layers)}
         )
-        self.norm = _norm(config.hidden_size, config, rngs)
+        self.norm = Norm(config.hidden_size, config)
         if not config.tie_embeddings:
             self.unembed = embed()
         self.config = config
@@ -119,27 +155,34 @@ class Decoder(nnx.Module):
         memory: Sequence[Any] | None = None,
         *,
         remat: bool = False,
-    ) -> tuple[Array, tuple[Any, ...]]:
-        """Final-normed hidden states f32[B,T,D], and what each layer's `attend` remembered."""
+    ) -> tuple[Array, tuple[Any, ...], tuple[Routing, ...]]:
+        """Final-normed states f32[B,T,D], what each layer's `attend` remembered, and the routing.
+
+        Args:
+          tokens, positions: i32[B,T].
+          attend: the attention.
+          memory: what it is handed, per layer.
+          remat: recompute each layer in the backward pass.
+        """
         x = self.embed(tokens)
-        remembered = []
-        for i in range(self.config.num_layers):
-            block = self.layers[str(i)]
-            graph, weights = nnx.split(block)
+        x = x * jnp.asarray(self.config.embed_scale, x.dtype)
+        remembered, routings = [], []
+        for i, rotation in enumerate(rotations(self.config, positions)):
+            graph, weights = nnx.split(self.layers[str(i)])
             layer = functools.partial(_run_block, graph, attend)
             if remat:
                 layer = jax.checkpoint(layer)
-            x, kept = layer(weights, x, positions, None if memory is None else memory[i])
+            given = None if memory is None else memory[i]
+            x, kept, routing = layer(weights, x, rotation, given)
             remembered.append(kept)
-        return self.norm(x).astype(jnp.float32), tuple(remembered)
+            routings += [] if routing is None else [routing]
+        return self.norm(x), tuple(remembered), tuple(routings)
 
 
-def _run_block(graph: Any, attend: Attend, weights: Any, x: Array, positions: Array, memory: Any):
-    return nnx.merge(graph, weights)(x, positions, attend, memory)
-
-
-def _norm(size: int, config: DecoderConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(size, epsilon=config.norm_eps, dtype=jnp.float32, rngs=rngs)
+def _run_block(
+    graph: Any, attend: Attend, weights: Any, x: Array, rotation: Rotation, memory: Any
+) -> tuple[Array, Any, Routing | None]:
+    return nnx.merge(graph, weights)(x, rotation, attend, memory)
 
 
 def _residual_init(config: DecoderConfig) -> Any:

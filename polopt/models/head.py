@@ -36,10 +36,12 @@ BLOCK_BYTES = 2**22  # of the product that is added to the unembedding's gradien
 class Head:
     """What one model brings: the states that predict, and the matrix that reads them."""
 
-    hidden: Array  # [M,D]
+    hidden: Array  # [states,D]
     unembedding: Array  # [V,D]
     # The type in which they are multiplied; sums are at least float32.
     dtype: Any = dataclasses.field(metadata={"static": True})
+    # Logits become cap * tanh(logits / cap).
+    softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Rows(NamedTuple):
@@ -67,17 +69,18 @@ def default_chunk(vocabulary: int, hidden: int, models: int = 1) -> int:
     return -(-max(MIN_ROWS, hidden // 4, fitting) // 8) * 8
 
 
-def select_rows(scored: Array, token: Array, temperature: Array, chunk: int) -> Rows:
+def select_rows(scored: Array, token: Array, temperature: Array, source: Array, chunk: int) -> Rows:
     """Compact the scored positions.
 
     Args:
       scored: bool[N,T], False at t = 0.
       token: i32[N,T].
       temperature: f32[N].
+      source: i32[N,T], the hidden row that predicts each position.
       chunk: rows of a chunk.
 
     Returns:
-      Rows over the `M = N * T` flat positions; position p is predicted by hidden row p - 1.
+      Rows over the `M = N * T` flat positions.
     """
     N, T = scored.shape
     M = N * T
@@ -87,7 +90,7 @@ def select_rows(scored: Array, token: Array, temperature: Array, chunk: int) -> 
     return Rows(
         position=jnp.pad(position, (0, -M % chunk), constant_values=M),
         chunks=_shared_bound((count + chunk - 1) // chunk),
-        source=jnp.maximum(everywhere - 1, 0),
+        source=source.reshape(M),
         token=token.reshape(M),
         temperature=jnp.repeat(temperature, T),
     )
@@ -150,10 +153,11 @@ def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any
         part = _Part.read(rows, i, chunk)
         constant = part.logits(others)
 
-        def floats(logits: dict[str, Array]) -> list[Array]:
+        def floats(products: dict[str, Array]) -> list[Array]:
+            logits = part.finish(heads, products)
             return _float_leaves(_evaluate(columns, {**logits, **constant}, part.token))
 
-        _, pull = jax.vjp(floats, part.logits(heads))
+        _, pull = jax.vjp(floats, part.products(heads))
         (change,) = pull([part.take(leaf) for leaf in _float_leaves(cotangent)])
         return {name: part.add(total[name], heads[name], change[name]) for name in heads}
 
@@ -235,16 +239,32 @@ class _Part(NamedTuple):
         )
 
     def states(self, head: Head) -> Array:
-        """[C,D] over the temperature: `D` divisions in place of `V`, and before any rounding."""
-        states = jnp.where(self.live, head.hidden[self.source], 0)
-        return self._cooled(states).astype(head.dtype)
+        """[C,D] over the temperature: `D` divisions in place of `V`, and before any rounding.
 
-    def logits(self, heads: dict[str, Head]) -> dict[str, Array]:
-        """{model: [C,V]} divided by the temperature, in float32 (float64 for float64)."""
+        Under a cap the temperature comes after it.
+        """
+        states = jnp.where(self.live, head.hidden[self.source], 0)
+        return self._cooled(states, head).astype(head.dtype)
+
+    def products(self, heads: dict[str, Head]) -> dict[str, Array]:
+        """{model: [C,V]} of states and unembedding, in float32 (float64 for float64)."""
         return {
             name: _product("cd,vd->cv", self.states(head), head.unembedding)
             for name, head in heads.items()
         }
+
+    def finish(self, heads: dict[str, Head], products: dict[str, Array]) -> dict[str, Array]:
+        """Logits divided by the temperature: the products themselves, where there is no cap."""
+        capped = dict(products)
+        for name, head in heads.items():
+            if head.softcap is not None:
+                cap = jnp.asarray(head.softcap, products[name].dtype)
+                capped[name] = cap * jnp.tanh(products[name] / cap) / self.temperature
+        return capped
+
+    def logits(self, heads: dict[str, Head]) -> dict[str, Array]:
+        """{model: [C,V]} divided by the temperature."""
+        return self.finish(heads, self.products(heads))
 
     def take(self, column: Array) -> Array:
         """[C, ...] of [M, ...]; zero on padding."""
@@ -254,9 +274,9 @@ class _Part(NamedTuple):
         return column.at[self.position].set(new, mode="drop", indices_are_sorted=True)
 
     def add(self, total: Head, head: Head, change: Array) -> Head:
-        """Add what the chunk's `change [C,V]` of the logits makes of the gradient."""
+        """Add what the chunk's `change [C,V]` of the products makes of the gradient."""
         change = jnp.where(self.live, change, 0).astype(head.dtype)
-        hidden = self._cooled(_product("cv,vd->cd", change, head.unembedding))
+        hidden = self._cooled(_product("cv,vd->cd", change, head.unembedding), head)
         source = jnp.where(self.live[:, 0], self.source, total.hidden.shape[0])
         return dataclasses.replace(
             total,
@@ -270,8 +290,10 @@ class _Part(NamedTuple):
             ),
         )
 
-    def _cooled(self, states: Array) -> Array:
+    def _cooled(self, states: Array, head: Head) -> Array:
         wide = _wide(states.dtype)
+        if head.softcap is not None:
+            return states.astype(wide)
         return states.astype(wide) / self.temperature.astype(wide)
 
 

@@ -17,9 +17,11 @@ from flax import nnx
 from jax import Array
 
 from polopt.errors import PoloptError
-from polopt.models.attention import KeyValue, after_prompt, causal
+from polopt.models.attention import KeyValue, Rule, attention, near
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
+from polopt.models.experts import Routing
+from polopt.models.layout import Layout
 from polopt.types import record
 
 Params = dict[str, Any]
@@ -92,6 +94,28 @@ class LanguageModel:
             positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
         return self._run(params, tokens, positions, _attend_causal, remat=remat)[0]
 
+    def states(self, params: Params, layout: Layout, *, remat: bool = False) -> Array:
+        """The forward pass over a layout: each prompt once, and what follows it packed.
+
+        Equal to `hidden` on the rows that the layout was planned from, and so are gradients.
+
+        Returns:
+          f32[P + B*C, D]: the flat states of the layout (`polopt.models.layout`).
+        """
+        self._check(layout.prompt, "states")
+        prompt, last = self.prefill(params, layout.prompt, layout.prompt_length, remat=remat)
+        positions = _after(prompt, layout.tokens.shape[0]) + layout.place
+        attend = _attend_packed(prompt, positions, jnp.asarray(layout.segment))
+        memory = prompt.cache
+        hidden = self._run(params, layout.tokens, positions, attend, memory, remat=remat)[0]
+        return jnp.concatenate([last, hidden.reshape(-1, hidden.shape[-1])])
+
+    def routing(self, params: Params, tokens: Integers) -> tuple[Routing, ...]:
+        """Where every layer with experts sends each of `tokens i32[N,T]`; () without experts."""
+        N, T = self._check(tokens, "routing")
+        positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
+        return self._run(params, tokens, positions, _attend_causal)[2]
+
     def unembedding(self, params: Params) -> Array:
         """[V,D]: the output matrix, tied or not; logits are `hidden @ unembedding.T`."""
         name = "embed" if self.config.tie_embeddings else "unembed"
@@ -100,12 +124,19 @@ class LanguageModel:
     def logits(self, params: Params, hidden: Array) -> Array:
         """f32[...,V] of `hidden f32[...,D]`; use it on few positions, as V is large."""
         dtype = jnp.dtype(self.compute_dtype)
-        return jnp.einsum(
+        logits = jnp.einsum(
             "...d,vd->...v",
             hidden.astype(dtype),
             self.unembedding(params).astype(dtype),
             preferred_element_type=jnp.float32,
         )
+        cap = self.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """What logits are softly capped by (Gemma 2)."""
+        return self.config.logit_softcap
 
     def prefill(
         self, params: Params, tokens: Integers, lengths: Integers, *, remat: bool = False
@@ -123,32 +154,10 @@ class LanguageModel:
         """
         P, S = self._check(tokens, "prefill")
         positions = jnp.broadcast_to(jnp.arange(S)[None], (P, S))
-        hidden, cache = self._run(params, tokens, positions, _attend_and_keep, remat=remat)
+        hidden, cache = self._run(params, tokens, positions, _attend_and_keep, remat=remat)[:2]
         end = jnp.maximum(lengths - 1, 0)[:, None, None]
         last = jnp.take_along_axis(hidden, end, 1)[:, 0]
         return Prompt(cache=cache, length=jnp.asarray(lengths)), last
-
-    def hidden_after(
-        self, params: Params, prompt: Prompt, tokens: Integers, *, remat: bool = False
-    ) -> Array:
-        """Causal forward pass over rows that continue shared prompts.
-
-        Equal to `hidden` on the concatenated rows, at the cost of each prompt once per group.
-        With `prefill` it is differentiable through the prompt as well.
-
-        Args:
-          params: as made by `init`.
-          prompt: P prompts, from `prefill`.
-          tokens: i32[N,C] with N = P * G, row n continuing prompt n // G; padded on the right.
-          remat: as in `hidden`.
-
-        Returns:
-          f32[N,C,D]: entry [n,t] has seen the prompt and tokens[n, :t+1].
-        """
-        N, C = self._check(tokens, "hidden_after")
-        attend = _attend_after(prompt, jnp.tril(jnp.ones((C, C), bool)))
-        positions = _after(prompt, N) + jnp.arange(C)[None]
-        return self._run(params, tokens, positions, attend, prompt.cache, remat=remat)[0]
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Room for `length` own tokens of `rows` rows: zeros, two [rows,K,length,d] per layer.
@@ -162,25 +171,36 @@ class LanguageModel:
         return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
     def decode(
-        self, params: Params, prompt: Prompt, cache: Cache, tokens: Integers, step: Integers | int
+        self,
+        params: Params,
+        prompt: Prompt,
+        cache: Cache,
+        tokens: Integers,
+        step: Integers | int,
+        place: Integers | None = None,
     ) -> tuple[Cache, Array]:
         """One cached step of the rows that continue shared prompts.
 
+        The cache is a ring: step `s` writes at `s % length`, in all rows alike. A row that began
+        later than others has a smaller place, and sees as much of the ring as it wrote itself.
+
         Args:
           params: as made by `init`.
-          prompt: P prompts, from `prefill`.
-          cache: from `empty_cache` or `grow_cache`, holding own tokens [0, step).
-          tokens: i32[N], the own token number `step` of each row.
-          step: i32[], the same for all rows: prompts are not in `cache`, so rows stay aligned.
+          prompt: P prompts, from `prefill`; rows of one are neighbours, as many of each.
+          cache: from `empty_cache` or `grow_cache`; a row has at most its length of own tokens.
+          tokens: i32[N], the next token of each row.
+          step: i32[], calls before this one.
+          place: i32[N], own tokens of each row before this one; `step` if not given.
 
         Returns:
           (cache with the tokens added, f32[N,D] hidden states after them).
         """
-        positions = _after(prompt, tokens.shape[0]) + step
+        rows = tokens.shape[0]
+        place = jnp.broadcast_to(jnp.asarray(step if place is None else place), (rows,))
         memory = tuple(zip(prompt.cache, cache, strict=True))
-        hidden, cache = self._run(
-            params, tokens[:, None], positions, _attend_cached(prompt, step), memory
-        )
+        attend = _attend_cached(prompt, step, place)
+        positions = _after(prompt, rows) + place[:, None]
+        hidden, cache, _ = self._run(params, tokens[:, None], positions, attend, memory)
         return cache, hidden[:, 0]
 
     def _run(
@@ -192,7 +212,7 @@ class LanguageModel:
         memory: tuple[Any, ...] | None = None,
         *,
         remat: bool = False,
-    ) -> tuple[Array, tuple[Any, ...]]:
+    ) -> tuple[Array, tuple[Any, ...], tuple[Routing, ...]]:
         decoder = nnx.merge(_graph(self), params)
         tokens, positions = jnp.asarray(tokens), jnp.asarray(positions)
         return decoder(tokens, positions, attend, memory, remat=remat)
@@ -240,11 +260,19 @@ class ValueModel:
         after = self.value_after(params, tokens, remat=remat)
         return jnp.pad(after[:, :-1], ((0, 0), (1, 0)))
 
+    def values(self, params: Params, layout: Layout, *, remat: bool = False) -> Array:
+        """f32[P + B*C]: the value of every flat state of a layout."""
+        states = self.decoder.states(params["decoder"], layout, remat=remat)
+        return _linear(params["head"], states)
+
     def value_after(self, params: Params, tokens: Integers, *, remat: bool = False) -> Array:
         """f32[N,T]: entry [n,t] is V of the state after tokens[n,t] (bootstraps cut rows)."""
         hidden = self.decoder.hidden(params["decoder"], tokens, remat=remat)
-        head = params["head"]
-        return hidden @ head["kernel"].astype(jnp.float32) + head["bias"].astype(jnp.float32)
+        return _linear(params["head"], hidden)
+
+
+def _linear(head: Params, states: Array) -> Array:
+    return states @ head["kernel"].astype(jnp.float32) + head["bias"].astype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -265,39 +293,61 @@ def _after(prompt: Prompt, rows: int) -> Array:
     return jnp.repeat(prompt.length, rows // prompt.length.shape[0])[:, None]
 
 
-def _attend_causal(q: Array, k: Array, v: Array, memory: None) -> tuple[Array, None]:
-    return causal(q, k, v), memory
+def _heads_first(k: Array, v: Array) -> KeyValue:
+    return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
-def _attend_and_keep(q: Array, k: Array, v: Array, _: None) -> tuple[Array, KeyValue]:
-    return causal(q, k, v), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+def _back(T: int) -> Array:
+    """i32[1,T,T]: how many positions key s lies behind query t."""
+    return (jnp.arange(T)[:, None] - jnp.arange(T)[None])[None]
 
 
-def _seen(prompt: Prompt) -> Array:
-    """bool[P,S]: the real tokens of each prompt."""
+def _attend_causal(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, None]:
+    # Padding on the right needs no mask: no real position comes after it.
+    return attention(q, _heads_first(k, v), near(_back(q.shape[1]), rule), rule), None
+
+
+def _attend_and_keep(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, KeyValue]:
+    kept = _heads_first(k, v)
+    return attention(q, kept, near(_back(q.shape[1]), rule), rule), kept
+
+
+def _prompt_visible(prompt: Prompt, positions: Array, rule: Rule) -> Array:
+    """bool[N,T or 1,S]: what queries at `positions i32[N,T]` see of their prompts' real tokens."""
     S = prompt.cache[0][0].shape[2]
-    return jnp.arange(S)[None] < prompt.length[:, None]
+    length = _after(prompt, positions.shape[0])
+    real = (jnp.arange(S)[None] < length)[:, None, :]
+    if rule.window is None:
+        return real
+    return real & near(positions[:, :, None] - jnp.arange(S)[None, None], rule)
 
 
-def _attend_after(prompt: Prompt, visible: Array) -> Attend:
-    def attend(q: Array, k: Array, v: Array, shared: KeyValue) -> tuple[Array, None]:
-        own = (k.swapaxes(1, 2), v.swapaxes(1, 2))
-        return after_prompt(q, shared, own, _seen(prompt), visible), None
+def _attend_packed(prompt: Prompt, positions: Array, segment: Array) -> Attend:
+    """Tokens of bins: each sees its prompt, and its own continuation up to itself."""
+    together = segment[:, :, None] == segment[:, None, :]
+
+    def attend(q: Array, k: Array, v: Array, rule: Rule, shared: KeyValue) -> tuple[Array, None]:
+        visible = together & near(_back(q.shape[1]), rule)
+        seen = _prompt_visible(prompt, positions, rule)
+        return attention(q, _heads_first(k, v), visible, rule, shared, seen), None
 
     return attend
 
 
-def _attend_cached(prompt: Prompt, step: Integers | int) -> Attend:
-    def attend(q: Array, k: Array, v: Array, memory: Any) -> tuple[Array, KeyValue]:
+def _attend_cached(prompt: Prompt, step: Integers | int, place: Array) -> Attend:
+    positions = _after(prompt, place.shape[0]) + place[:, None]
+
+    def attend(q: Array, k: Array, v: Array, rule: Rule, memory: Any) -> tuple[Array, KeyValue]:
         shared, own = memory
+        C = own[0].shape[2]
         own = jax.tree.map(
-            lambda room, new: jax.lax.dynamic_update_slice_in_dim(
-                room, new.swapaxes(1, 2), step, axis=2
-            ),
+            lambda room, new: jax.lax.dynamic_update_slice_in_dim(room, new, step % C, axis=2),
             own,
-            (k, v),
+            _heads_first(k, v),
         )
-        visible = (jnp.arange(own[0].shape[2]) <= step)[None]
-        return after_prompt(q, shared, own, _seen(prompt), visible), own
+        age = (step - jnp.arange(C)) % C
+        visible = (near(age, rule)[None] & (age[None] <= place[:, None]))[:, None, :]
+        seen = _prompt_visible(prompt, positions, rule)
+        return attention(q, own, visible, rule, shared, seen), own
 
     return attend

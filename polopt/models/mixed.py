@@ -59,11 +59,17 @@ class MixedModel:
         return tuple(model.empty_cache(rows, length) for model in self._models)
 
     def decode(
-        self, params: Any, prompt: Any, cache: Any, tokens: Integers, step: Integers | int
+        self,
+        params: Any,
+        prompt: Any,
+        cache: Any,
+        tokens: Integers,
+        step: Integers | int,
+        place: Integers | None = None,
     ) -> tuple[Any, Any]:
         """As `LanguageModel.decode`: both read the token that the mixture drew."""
         made = [
-            model.decode(own, own_prompt, own_cache, tokens, step)
+            model.decode(own, own_prompt, own_cache, tokens, step, place)
             for model, own, own_prompt, own_cache in zip(
                 self._models, params, prompt, cache, strict=True
             )

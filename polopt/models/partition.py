@@ -21,8 +21,7 @@ class PartitionModel:
 
     >>> head = PartitionModel(DecoderConfig(vocab_size=8, hidden_size=4, num_layers=1,
     ...     num_heads=1, num_kv_heads=1, head_dim=4, mlp_size=4, max_length=8))
-    >>> states = jnp.ones((2, 3, 4))
-    >>> head.log_partition(head.init(jax.random.key(0)), states, jnp.array([1, 3])).tolist()
+    >>> head.log_partition(head.init(jax.random.key(0)), jnp.ones((2, 4))).tolist()
     [0.0, 0.0]
     """
 
@@ -32,9 +31,7 @@ class PartitionModel:
         """Weights whose log-partitions are all zero: {"kernel" f32[D], "bias" f32[]}."""
         return {"kernel": jnp.zeros(self.config.hidden_size), "bias": jnp.zeros(())}
 
-    def log_partition(self, params: Any, hidden: Array, prompt_length: Array) -> Array:
-        """f32[N] of `hidden [N,T,D]`, the policy's states; `prompt_length i32[N]`."""
-        end = jnp.maximum(prompt_length - 1, 0)[:, None, None]
-        last = jnp.take_along_axis(hidden, end, axis=1)[:, 0]
-        state = jax.lax.stop_gradient(last).astype(jnp.float32)
+    def log_partition(self, params: Any, state: Array) -> Array:
+        """f32[N] of `state [N,D]`, the policy's after each prompt."""
+        state = jax.lax.stop_gradient(state).astype(jnp.float32)
         return state @ params["kernel"].astype(jnp.float32) + params["bias"].astype(jnp.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,17 @@ from jax import Array
 from polopt.columns import HEADS, Column, by_name, models_of, name_of
 from polopt.errors import PoloptError
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
+from polopt.models.layout import Layout
 from polopt.types import PolicyOutputs, Trajectories
 
 
 class Language(Protocol):
     """What `score` asks of a policy, teacher or reference: `LanguageModel` has it.
 
-    A module may say in which type its logits are multiplied by an attribute `compute_dtype`;
-    without one it is the type of the unembedding.
+    A module may say in which type its logits are multiplied by an attribute `compute_dtype`
+    (without one it is the type of the unembedding), and by what they are softly capped by
+    `logit_softcap`. With `states(params, layout)` it can be scored over a layout, and a critic with
+    `values(params, layout)`.
     """
 
     def hidden(self, params: Any, tokens: Array) -> Array:
@@ -35,8 +38,8 @@ class Language(Protocol):
 class Partition(Protocol):
     """What `score` asks of a learned log-partition: `PartitionModel` has it."""
 
-    def log_partition(self, params: Any, hidden: Array, prompt_length: Array) -> Array:
-        """f32[N] of the policy's states `[N,T,D]`."""
+    def log_partition(self, params: Any, state: Array) -> Array:
+        """f32[N] of the policy's states `[N,D]` after the prompts."""
         ...
 
 
@@ -56,6 +59,8 @@ def score(
     chunk: int | None = None,
     shards: int = 1,
     trained: Sequence[str] = ("policy",),
+    layout: Layout | None = None,
+    remat: bool = False,
 ) -> PolicyOutputs:
     """Columns of every action token under the models, differentiable in those that are trained.
 
@@ -83,6 +88,9 @@ def score(
         device. Must divide N. `chunk` counts per block.
       trained: language models with a gradient; the parameters of the others are constants. Heads
         ("critic", "partition") always have one.
+      layout: where tokens are computed (`polopt.models.layout.plan` of these rows), for the same
+        numbers at less cost: prompts once per group, no padding. Not with `shards`.
+      remat: recompute each layer in the backward pass; models with a `hidden` that knows it.
 
     Returns:
       PolicyOutputs: `logp f32[N,T]` (None unless "logp" is wanted) and `columns` {name: [N,T] or
@@ -97,7 +105,10 @@ def score(
     _check(models, want)
     tokens = jnp.asarray(trajectories.tokens)
     read = [model for w in plain for model in models_of(w)] + ["policy"] * ("log_z" in want)
-    heads = {name: _head(*models[name], tokens, name in trained) for name in dict.fromkeys(read)}
+    how = _How(layout, remat)
+    heads = {
+        name: _head(*models[name], tokens, name in trained, how) for name in dict.fromkeys(read)
+    }
     step = jnp.arange(tokens.shape[1])[None, :]
     inside = (step > 0) & (step < trajectories.length[:, None])
     scored = jnp.asarray(trajectories.action_mask) & inside
@@ -105,14 +116,16 @@ def score(
     if columns:
         temperature = jnp.asarray(trajectories.temperature)
         used = {name: heads[name] for column in columns for name in column.models}
-        asked = (scored, tokens, temperature)
+        asked = (scored, tokens, temperature, how.source(tokens))
         out = _score_language(used, asked, columns, trained, chunk, shards)
     if "value" in want:
         module, params = models["critic"]
-        out["value"] = jnp.where(scored, module.value(params, tokens), 0)
+        out["value"] = jnp.where(scored, how.value(module, params, tokens), 0)
     if "log_z" in want:
         module, params = models["partition"]
-        made = module.log_partition(params, heads["policy"].hidden, trajectories.prompt_length)
+        last = jnp.clip(trajectories.prompt_length, 1, tokens.shape[1] - 1)[:, None]
+        source = jnp.take_along_axis(how.source(tokens), last, axis=1)[:, 0]
+        made = module.log_partition(params, heads["policy"].hidden[source])
         out["log_z"] = jnp.where(trajectories.length > 0, made, 0)
     return PolicyOutputs(logp=cast(Array, out.pop("logp", None)), columns=out)
 
@@ -133,13 +146,13 @@ def _check(models: Mapping[str, Any], want: Sequence[str | Column]) -> None:
 
 def _score_language(
     heads: dict[str, Head],
-    asked: tuple[Array, Array, Array],
+    asked: tuple[Array, Array, Array, Array],
     columns: tuple[Column, ...],
     trained: Sequence[str],
     chunk: int | None,
     shards: int,
 ) -> dict[str, Any]:
-    """The columns of `asked = (scored bool[N,T], tokens i32[N,T], temperature f32[N])`."""
+    """Columns of `asked = (scored bool[N,T], tokens i32[N,T], temperature f32[N], source)`."""
     N, T = asked[0].shape
     if shards < 1 or N % shards:
         raise PoloptError(f"score: shards is {shards}; give a divisor of the {N} rows")
@@ -153,30 +166,66 @@ def _score_language(
         raise PoloptError(f"score: chunk is {chunk}; give 1 or more positions")
     chunk = min(chunk, -(-N * T // shards // 8) * 8)
 
-    def block(hidden: dict[str, Array], scored: Array, tokens: Array, temperature: Array):
+    def block(
+        hidden: dict[str, Array], scored: Array, tokens: Array, temperature: Array, source: Array
+    ):
         n = scored.shape[0]
         flat = {
-            name: dataclasses.replace(head, hidden=hidden[name].reshape(n * T, -1))
-            for name, head in heads.items()
+            name: dataclasses.replace(head, hidden=hidden[name]) for name, head in heads.items()
         }
         moving = {name: flat.pop(name) for name in trained if name in flat}
-        rows = select_rows(scored, tokens, temperature, chunk)
+        rows = select_rows(scored, tokens, temperature, source, chunk)
         out = head_columns(columns, chunk, moving, flat, rows)
         return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
 
     hidden = {name: head.hidden for name, head in heads.items()}
-    rows = (hidden, *asked)
     if shards == 1:
-        return block(*rows)
-    rows = jax.tree.map(lambda leaf: leaf.reshape(shards, N // shards, *leaf.shape[1:]), rows)
-    return jax.tree.map(lambda leaf: leaf.reshape(N, *leaf.shape[2:]), jax.vmap(block)(*rows))
+        return block(hidden, *asked)
+    n = N // shards
+    rows = jax.tree.map(lambda leaf: leaf.reshape(shards, n, *leaf.shape[1:]), asked)
+    hidden = jax.tree.map(lambda leaf: leaf.reshape(shards, n * T, -1), hidden)
+    scored, tokens, temperature, source = rows
+    source = source - n * T * jnp.arange(shards)[:, None, None]
+    made = jax.vmap(block)(hidden, scored, tokens, temperature, source)
+    return jax.tree.map(lambda leaf: leaf.reshape(N, *leaf.shape[2:]), made)
 
 
-def _head(module: Any, params: Any, tokens: Array, trained: bool) -> Head:
-    """Hidden states [N,T,D] and unembedding [V,D]; constants unless the model is trained."""
+class _How(NamedTuple):
+    """How states are computed, and which of them predicts each token."""
+
+    layout: Layout | None
+    remat: bool
+
+    def states(self, module: Any, params: Any, tokens: Array) -> Array:
+        """[states,D]."""
+        remat = {"remat": True} if self.remat else {}
+        if self.layout is not None:
+            return jnp.asarray(module.states(params, self.layout, **remat))
+        hidden = jnp.asarray(module.hidden(params, tokens, **remat))
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    def source(self, tokens: Array) -> Array:
+        """i32[N,T]."""
+        if self.layout is not None:
+            return jnp.asarray(self.layout.source)
+        N, T = tokens.shape
+        return jnp.maximum(jnp.arange(N * T, dtype=jnp.int32) - 1, 0).reshape(N, T)
+
+    def value(self, module: Any, params: Any, tokens: Array) -> Array:
+        """f32[N,T]: of the state before each token."""
+        if self.layout is None:
+            return module.value(params, tokens, **({"remat": True} if self.remat else {}))
+        return module.values(params, self.layout, remat=self.remat)[self.layout.source]
+
+
+def _head(module: Any, params: Any, tokens: Array, trained: bool, how: _How) -> Head:
+    """States and unembedding [V,D]; constants unless the model is trained."""
     if not trained:
         params = jax.lax.stop_gradient(params)
-    hidden = jnp.asarray(module.hidden(params, tokens))
     unembedding = jnp.asarray(module.unembedding(params))
-    dtype = jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype))
-    return Head(hidden=hidden, unembedding=unembedding, dtype=dtype)
+    return Head(
+        hidden=how.states(module, params, tokens),
+        unembedding=unembedding,
+        dtype=jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype)),
+        softcap=getattr(module, "logit_softcap", None),
+    )

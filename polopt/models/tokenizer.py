@@ -7,14 +7,16 @@ as those five characters. Answer markers are ordinary vocabulary and are recogni
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polopt.errors import PoloptError, missing_extra
+from polopt.models import chat
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -30,10 +32,14 @@ class Tokenizer:
       eos: tokens that end a completion, at least one; all of them are honoured.
       bos: token that opens a prompt, or None.
       pad: token that fills rows; it is never read, so any id will do.
-      prompt_end: what follows a question when `prompt` renders it.
+      prompt_end: what follows a question when `prompt` renders it without a chat template.
+      chat_template: Jinja source by which conversations are rendered, in a sandbox.
+      date: what a template's clock shows, as 2026-01-31; the present if not given, so that a
+        template which tells the date gives other ids tomorrow.
 
     Raises:
-      PoloptError: `source` is no tokenizer, or a named token is not in its vocabulary.
+      PoloptError: `source` is no tokenizer, a named token is not in its vocabulary, or `date` is
+        not a date.
     """
 
     source: str = dataclasses.field(repr=False)
@@ -41,12 +47,16 @@ class Tokenizer:
     bos: str | None = BOS
     pad: str = PAD
     prompt_end: str = "\n"
+    chat_template: str | None = dataclasses.field(default=None, repr=False)
+    date: str | None = None
 
     def __post_init__(self) -> None:
         if not self.eos:
             raise PoloptError("Tokenizer.eos is empty: name at least one token that ends a text")
         for token in (*self.eos, self.pad, *([self.bos] if self.bos else [])):
             self.token_id(token)
+        if self.date is not None:
+            _check_date(self.date)
 
     @classmethod
     def from_file(cls, path: str | Path, **tokens: Any) -> Tokenizer:
@@ -60,7 +70,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids: they are 0 to vocab_size - 1."""
-        return _backend(self.source).get_vocab_size()
+        return _vocab_size(self.source)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Tokens that plain text never becomes, as they are spelled."""
+        return _control_tokens(self.source)
 
     @property
     def digest(self) -> str:
@@ -115,9 +130,39 @@ class Tokenizer:
         return _backend(self.source).decode(ids, skip_special_tokens=not control)
 
     def prompt(self, question: str) -> list[int]:
-        """Ids of a question as the model is asked it: `bos`, the question, `prompt_end`."""
+        """Ids of a question as the model is asked it, up to where its answer begins.
+
+        With a chat template the question is the one message of a user; without, the ids are `bos`,
+        the question and `prompt_end`.
+        """
+        if self.chat_template is not None:
+            return self.chat([{"role": "user", "content": question}], reply=True)
         opening = [self.token_id(self.bos)] if self.bos else []
         return opening + self.encode(question + self.prompt_end)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> list[int]:
+        """Ids of a conversation, rendered by the chat template.
+
+        Control tokens are the template's: one that a message spells is encoded as its characters.
+
+        Args:
+          messages: each {"role": "system", "user", "assistant" or what else the template knows,
+            "content": its text}, and other keys of JSON's types.
+          reply: end where the assistant begins to answer.
+
+        Raises:
+          PoloptError: there is no template, it refuses the conversation, or it fails.
+        """
+        return chat.encode(self, messages, reply=reply)
+
+    def chat_turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation, and which of them an assistant writes, its end token included.
+
+        Raises:
+          PoloptError: as `chat`; or the template rewrites earlier turns when more follow (as those
+            do that drop past reasoning), so that no sampled row has these tokens.
+        """
+        return chat.encode_turns(self, messages)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -149,6 +194,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(json.dumps(content, ensure_ascii=False, indent=1))
 
 
+def _check_date(date: str) -> None:
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError as error:
+        raise PoloptError(f"Tokenizer.date is {date!r}: give a day as 2026-01-31") from error
+
+
 def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise PoloptError(f"cannot encode a {type(text).__name__}: give a string")
@@ -167,6 +219,18 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         raise missing_extra("tokenizers", "encoding text") from error
     return tokenizers
+
+
+@functools.lru_cache(maxsize=8)
+def _vocab_size(source: str) -> int:
+    """One more than the highest id: some vocabularies leave ids out."""
+    return max(_backend(source).get_vocab().values(), default=-1) + 1
+
+
+@functools.lru_cache(maxsize=8)
+def _control_tokens(source: str) -> tuple[str, ...]:
+    added = _backend(source).get_added_tokens_decoder()
+    return tuple(token.content for token in added.values() if token.special)
 
 
 @functools.lru_cache(maxsize=8)

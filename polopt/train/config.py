@@ -54,6 +54,10 @@ class TrainConfig:
     """Optimiser steps per pass (None: the method's, scaled down)."""
     micro_batch: int | None = None
     """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    pack: Literal["auto", "always", "never"] = "auto"
+    """Compute completions of a prompt side by side, without padding; auto: large models only."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: less memory for a third more time."""
 
     learning_rate: float = 1e-4
     """Peak learning rate."""
@@ -251,7 +255,10 @@ _SAMPLE_RANGES = _RANGES | {"temperature": ("at least 0 and finite", lambda v: 0
 
 # Change where a run is shown or how its arithmetic is split, but not what it computes.
 _FREE_ON_RESUME = frozenset(
-    ["run", "resume", "quiet", "plot", "devices", "parallel", "micro_batch", "checkpoint_every"]
+    [
+        *("run", "resume", "quiet", "plot", "checkpoint_every"),
+        *("devices", "parallel", "micro_batch", "pack", "remat"),
+    ]
 )
 
 

@@ -22,6 +22,8 @@ from polopt.algorithm import Algorithm, init, single_step
 from polopt.columns import name_of
 from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
+from polopt.models import LanguageModel, ValueModel
+from polopt.models.layout import Layout, Room, plan
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
 from polopt.rollout.pool import new_pool
@@ -41,6 +43,7 @@ from polopt.train.setup import (
     decoding_of,
     load_policy,
     make_optimizer,
+    packs,
     pool_of,
     reset,
     resolve,
@@ -125,13 +128,21 @@ class Run:
         )
         read = self.roles.chosen(self.roles.update)
         self.update = parallel.step(
-            make_update(alg, read, self.optimizer, micro_batch=self.micro, axis=parallel.axis)
+            make_update(
+                alg,
+                read,
+                self.optimizer,
+                micro_batch=self.micro,
+                axis=parallel.axis,
+                remat=config.remat,
+            )
         )
+        self.packed = packs(config, policy)
         read, columns = self.roles.chosen(self.roles.scoring()), self.roles.columns
         scorer = make_scorer(read, tuple(columns.values()), micro_batch=self.micro)
-        self.scorer = parallel.rows(scorer, dealt=1)
+        self.scorer = parallel.rows(scorer, dealt=2)
         own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=self.micro)
-        self.logp = parallel.rows(own, dealt=1)
+        self.logp = parallel.rows(own, dealt=2)
         self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
@@ -260,7 +271,8 @@ class Run:
         made: dict[str, Any] = {}
         if self.roles.columns:
             rows, N = self._all_rows(trajectories)
-            out = self.scorer(everyone, trajectories, rows)
+            layout = self._layout(trajectories, rows, self.roles.scoring())
+            out = self.scorer(everyone, trajectories, rows, layout)
             made = {name: out[name_of(want)][:N] for name, want in self.roles.columns.items()}
         if self.roles.drift:
             again, then = recalled(now.pool, trajectories)
@@ -276,7 +288,24 @@ class Run:
     def _logp(self, params: Params, trajectories: Trajectories) -> np.ndarray:
         """f32[N,T]: what a policy says of a batch."""
         rows, N = self._all_rows(trajectories)
-        return np.asarray(self.logp({"policy": params}, trajectories, rows)["logp"][:N])
+        return np.asarray(self.logp({"policy": params}, trajectories, rows, None)["logp"][:N])
+
+    def _layout(
+        self, trajectories: Trajectories, rows: np.ndarray, models: Sequence[str]
+    ) -> Layout | None:
+        """Where the tokens of micro-batches are computed; None if a model computes rows only."""
+        read = [module for name, module in self.roles.chosen(tuple(models)).items()]
+        if not all(isinstance(module, LanguageModel | ValueModel) for module in read):
+            return None
+        size, splits = self.group_size, len(rows) // self.micro
+        whole = self.micro % size == 0
+        room = Room(
+            prompts=self.micro // size if whole else -(-self.micro // size) + 1,
+            bins=size,
+            prompt=trajectories.tokens.shape[1] - self.collector.room,
+            bin=self.collector.room,
+        )
+        return plan(trajectories, rows, splits=splits, room=None if self.packed else room)
 
     def _all_rows(self, trajectories: Trajectories) -> tuple[np.ndarray, int]:
         """Row numbers, padded until the devices share them evenly, and how many are real."""
@@ -300,7 +329,10 @@ class Run:
                 prepared = self.reweigh(prepared, step_of)
             for rows in steps:
                 padded = pad_rows(rows, self.width, len(step_of))
-                now.state, info = self.update(now.state, given, trajectories, prepared, padded)
+                layout = self._layout(trajectories, padded, self.roles.update)
+                now.state, info = self.update(
+                    now.state, given, trajectories, prepared, padded, layout
+                )
                 infos.append(info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches

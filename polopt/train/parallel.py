@@ -43,25 +43,31 @@ class Parallel:
         return jax.tree.map(lambda x: x[0], tree) if self.pmap else tree
 
     def step(self, update: Callable) -> Callable:
-        """Compile `update(state, given, trajectories, prepared, rows) -> (state, info)`.
+        """Compile `update(state, given, trajectories, prepared, rows, layout) -> (state, info)`.
 
-        `state` and `given` are replicated, `state` is donated; `rows i32[R]` are dealt to the
-        devices.
+        `state` and `given` are replicated, `state` is donated; `rows i32[R]` and the splits of
+        `layout` are dealt to the devices.
         """
         if not self.pmap:
             return jax.jit(update, donate_argnums=0)
         mapped = jax.pmap(
             update,
             axis_name=AXIS,
-            in_axes=(0, 0, None, None, 0),
+            in_axes=(0, 0, None, None, 0, 0),
             donate_argnums=0,
             devices=self._devices(),
         )
 
         def run(
-            state: Any, given: Any, trajectories: Any, prepared: Any, rows: np.ndarray
+            state: Any,
+            given: Any,
+            trajectories: Any,
+            prepared: Any,
+            rows: np.ndarray,
+            layout: Any = None,
         ) -> tuple[Any, Any]:
-            state, info = mapped(state, given, trajectories, prepared, self._deal(rows))
+            rows, layout = self._deal((rows, layout))
+            state, info = mapped(state, given, trajectories, prepared, rows, layout)
             return state, jax.tree.map(lambda x: x[0], info)
 
         return run
@@ -70,7 +76,7 @@ class Parallel:
         """Compile `fn(params, shared, *rows) -> tree of [R, ...]` over rows.
 
         `params` are as `replicate` returns them, `shared` is any tree and broadcast, the `dealt`
-        others have rows in front, as many as divide by the devices.
+        others are trees with rows in front, as many as divide by the devices.
         """
         if not self.pmap:
             return jax.jit(fn)
@@ -84,8 +90,8 @@ class Parallel:
 
         return run
 
-    def _deal(self, x: Any) -> Any:
-        return jnp.reshape(x, (self.devices, -1, *x.shape[1:]))
+    def _deal(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.reshape(x, (self.devices, -1, *x.shape[1:])), tree)
 
     def _devices(self) -> list[Any]:
         return jax.local_devices()[: self.devices]

@@ -34,6 +34,7 @@ from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform
 
 ROWS = 256  # completions per rollout, unless the configuration says otherwise
+PACKED_FLOPS = 1e12  # of a rollout's update, from which packing is worth its compilations
 LARGEST_GROUP, MOST_EPOCHS, MOST_MINIBATCHES = 8, 4, 4
 
 
@@ -259,6 +260,20 @@ def collector_of(
         max_length=policy.model.config.max_length,
         temperature=temperature,
     )
+
+
+def packs(config: TrainConfig, policy: Policy) -> bool:
+    """Whether completions of a prompt are packed by length, at the price of several programs.
+
+    Small models compute a padded batch in less time than another shape takes to compile.
+    """
+    if config.pack != "auto":
+        return config.pack == "always"
+    assert config.prompts is not None
+    assert config.group_size is not None
+    weights = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
+    tokens = config.prompts * config.group_size * config.max_new_tokens
+    return 6 * weights * tokens >= PACKED_FLOPS
 
 
 def completer(policy: Policy, decoding: Decoding, collector: Collector) -> Callable[..., Generated]:

@@ -1,4 +1,4 @@
-"""The pure update: `(state, given, trajectories, prepared, rows) -> (state, info)`, one step.
+"""The pure update: `(state, given, trajectories, prepared, rows, layout) -> (state, info)`, a step.
 
 The gradient function has no collective in it. Rows that are independent are pulled through the
 model micro-batch by micro-batch. Where rows are coupled through the current policy, the
@@ -20,6 +20,7 @@ import optax
 
 from polopt.algorithm import Algorithm, State, advance, coupling, wants
 from polopt.compose import loss
+from polopt.models.layout import Layout
 from polopt.models.score import score
 from polopt.train.rows import take, take_prepared
 from polopt.transform import Want
@@ -71,17 +72,21 @@ def make_update(
     *,
     micro_batch: int,
     axis: str | None = None,
+    remat: bool = False,
 ) -> Callable[..., tuple[TrainState, Info]]:
     """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
 
-    The step is `(state, given, trajectories, prepared, rows) -> (state, info)`, where `given` has
-    the parameters of models that are read but not trained ("teacher", "reference"), often {}.
+    The step is `(state, given, trajectories, prepared, rows, layout) -> (state, info)`, where
+    `given` has the parameters of models that are read but not trained ("teacher", "reference"),
+    often {}, and `layout` says where the tokens of each micro-batch are computed (`plan` of the
+    rows with as many splits; None: in rows, padded).
 
     Args:
       modules: static handles of the models that the loss reads, by name: those with parameters in
         the state are trained, the others are constants.
       micro_batch: rows per forward and backward pass; divides the rows of a step.
       axis: the pmap axis over which the rows of a step are spread, if any.
+      remat: recompute each layer in the backward pass.
     """
 
     def update(
@@ -90,13 +95,14 @@ def make_update(
         trajectories: Trajectories,
         prepared: Prepared,
         rows: Array,
+        layout: Layout | None = None,
     ) -> tuple[TrainState, Info]:
         # Memory on the update clock moves between the steps of a batch.
         shared = {**prepared.shared, "memory": state.memory["update"]}
         prepared = dataclasses.replace(prepared, shared=shared)
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
-        splits = rows.reshape(-1, micro_batch)
-        outputs = functools.partial(_outputs, alg, modules, given)
+        splits = rows.reshape(-1, micro_batch), layout
+        outputs = functools.partial(_outputs, alg, modules, given, remat)
         grads, info = form(alg, outputs, state.params, trajectories, prepared, splits, axis)
         # Summed over the rows of a step, but averaged over the steps of a batch.
         info = {**info, "policy/loss": _one(info["policy/loss"].value())}
@@ -105,15 +111,23 @@ def make_update(
     return update
 
 
-Outputs = Callable[[Params, Trajectories], PolicyOutputs]  # of the trained parameters
+Split = tuple[Array, Layout | None]  # rows of a micro-batch, and where they are computed
+Outputs = Callable[[Params, Trajectories, Layout | None], PolicyOutputs]  # of trained parameters
 
 
 def _outputs(
-    alg: Algorithm, modules: Modules, given: Params, params: Params, batch: Trajectories
+    alg: Algorithm,
+    modules: Modules,
+    given: Params,
+    remat: bool,
+    params: Params,
+    batch: Trajectories,
+    layout: Layout | None,
 ) -> PolicyOutputs:
     everyone = {**given, **params}
     models = {name: (module, everyone[name]) for name, module in modules.items()}
-    return score(models, batch, ("logp", *wants(alg)), trained=tuple(params))
+    want = ("logp", *wants(alg))
+    return score(models, batch, want, trained=tuple(params), layout=layout, remat=remat)
 
 
 def _independent(
@@ -122,17 +136,18 @@ def _independent(
     params: Params,
     trajectories: Trajectories,
     prepared: Prepared,
-    splits: Array,
+    splits: Split,
     axis: str | None,
 ) -> tuple[Params, Info]:
-    def part(params: Params, rows: Array) -> tuple[Array, Info]:
+    def part(params: Params, split: Split) -> tuple[Array, Info]:
+        rows, layout = split
         batch = take(trajectories, rows)
-        outputs = outputs_of(params, batch)
+        outputs = outputs_of(params, batch, layout)
         value, info = loss(alg, outputs, take_prepared(prepared, rows))
         return value, {**info, **_gap(outputs, batch), "policy/loss": Count(count=value)}
 
-    def one(rows: Array) -> tuple[Params, Info]:
-        return jax.grad(part, has_aux=True)(params, rows)
+    def one(split: Split) -> tuple[Params, Info]:
+        return jax.grad(part, has_aux=True)(params, split)
 
     grads, info = _sum_over(one, splits)
     return _all_sum(grads, axis), _all_merge(info, axis)
@@ -144,14 +159,16 @@ def _coupled(
     params: Params,
     trajectories: Trajectories,
     prepared: Prepared,
-    splits: Array,
+    splits: Split,
     axis: str | None,
 ) -> tuple[Params, Info]:
-    def on_rows(params: Params, rows: Array) -> PolicyOutputs:
-        return outputs_of(params, take(trajectories, rows))
+    def on_rows(params: Params, split: Split) -> PolicyOutputs:
+        rows, layout = split
+        return outputs_of(params, take(trajectories, rows), layout)
 
-    mine = _flat(jax.lax.map(lambda rows: on_rows(params, rows), splits))
-    rows, whole = splits.reshape(-1), mine
+    mine = _flat(jax.lax.map(lambda split: on_rows(params, split), splits))
+    cut = splits[0]
+    rows, whole = cut.reshape(-1), mine
     gap = _all_merge(_gap(mine, take(trajectories, rows)), axis)
     if axis is not None:
         whole = jax.lax.all_gather(mine, axis, tiled=True)
@@ -159,13 +176,13 @@ def _coupled(
     step = take_prepared(prepared, rows)
     (value, info), c = jax.value_and_grad(lambda o: loss(alg, o, step), has_aux=True)(whole)
     if axis is not None:
-        start = jax.lax.axis_index(axis) * splits.size
-        c = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, splits.size), c)
-    c = jax.tree.map(lambda x: x.reshape(*splits.shape, *x.shape[1:]), c)
+        start = jax.lax.axis_index(axis) * cut.size
+        c = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, cut.size), c)
+    c = jax.tree.map(lambda x: x.reshape(*cut.shape, *x.shape[1:]), c)
 
-    def pull(part: tuple[Array, PolicyOutputs]) -> tuple[Params, Info]:
-        rows, cotangent = part
-        _, back = jax.vjp(lambda p: on_rows(p, rows), params)
+    def pull(part: tuple[Split, PolicyOutputs]) -> tuple[Params, Info]:
+        split, cotangent = part
+        _, back = jax.vjp(lambda p: on_rows(p, split), params)
         return back(cotangent)[0], {}
 
     grads, _ = _sum_over(pull, (splits, c))
@@ -263,7 +280,7 @@ def _one(x: Array) -> Mean:
 def make_scorer(
     modules: Modules, want: tuple[Want, ...], *, micro_batch: int
 ) -> Callable[[Params, Trajectories, Array], dict[str, Array]]:
-    """`(params, trajectories, rows i32[R]) -> {column: [R,T]}`, without gradient.
+    """`(params, trajectories, rows i32[R], layout) -> {column: [R,T]}`, without gradient.
 
     Args:
       modules: static handles, by the names that `want` reads.
@@ -271,14 +288,17 @@ def make_scorer(
       micro_batch: rows per forward pass; divides R.
     """
 
-    def scorer(params: Params, trajectories: Trajectories, rows: Array) -> dict[str, Array]:
+    def scorer(
+        params: Params, trajectories: Trajectories, rows: Array, layout: Layout | None = None
+    ) -> dict[str, Array]:
         models = {name: (module, params[name]) for name, module in modules.items()}
 
-        def part(rows: Array) -> dict[str, Array]:
-            out = score(models, take(trajectories, rows), want)
+        def part(split: Split) -> dict[str, Array]:
+            rows, layout = split
+            out = score(models, take(trajectories, rows), want, layout=layout)
             logp = {} if out.logp is None else {"logp": out.logp}
             return {**logp, **out.columns}
 
-        return _flat(jax.lax.map(part, rows.reshape(-1, micro_batch)))
+        return _flat(jax.lax.map(part, (rows.reshape(-1, micro_batch), layout)))
 
     return scorer

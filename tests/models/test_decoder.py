@@ -11,7 +11,9 @@ import pytest
 
 from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, ValueModel, grow_cache
-from polopt.models.attention import causal, rotary
+from polopt.models.attention import Rule, attention
+from polopt.models.layout import Layout
+from polopt.models.rotary import frequencies, rotate
 
 SIZES = {
     "vocab_size": 29,
@@ -138,7 +140,8 @@ def test_hidden_and_logits_equal_a_numpy_loop(config):
 def test_rotary_equals_complex_rotation():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 6)).astype(np.float32)
     positions = np.array([[0, 7, 900]])
-    turned = np.asarray(rotary(x, positions, 100.0))
+    angle = positions[:, :, None, None] * frequencies(6, 100.0)[0]
+    turned = np.asarray(rotate(x, (np.cos(angle), np.sin(angle))))
     for t in range(3):
         for j in range(3):
             z = (x[0, t, :, j] + 1j * x[0, t, :, j + 3]) * np.exp(
@@ -151,9 +154,10 @@ def test_rotary_equals_complex_rotation():
 def test_grouped_heads_equal_repeated_heads():
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
-    k, v = rng.normal(size=(2, 2, 5, 2, 4)).astype(np.float32)
-    repeated = causal(q, np.repeat(k, 3, 2), np.repeat(v, 3, 2))
-    np.testing.assert_allclose(causal(q, k, v), repeated, atol=1e-6)
+    k, v = rng.normal(size=(2, 2, 2, 5, 4)).astype(np.float32)
+    visible, rule = np.tril(np.ones((1, 5, 5), bool)), Rule(scale=0.5, softcap=None, window=None)
+    repeated = attention(q, (np.repeat(k, 3, 1), np.repeat(v, 3, 1)), visible, rule)
+    np.testing.assert_allclose(attention(q, (k, v), visible, rule), repeated, atol=1e-6)
 
 
 def test_hidden_is_causal_and_blind_to_right_padding(params, hidden, rows):
@@ -172,6 +176,19 @@ def test_positions_are_relative(params, hidden, rows):
     np.testing.assert_allclose(hidden(params, rows[2], shifted), hidden(params, rows[2]), atol=2e-5)
 
 
+def layout_of(prompts, completions):
+    """One continuation in each bin."""
+    place = np.broadcast_to(np.arange(C), completions.shape)
+    return Layout(
+        prompt=prompts,
+        prompt_length=LENGTHS,
+        tokens=completions,
+        place=place,
+        segment=np.zeros_like(place),
+        source=np.zeros((P * G, 1), np.int32),
+    )
+
+
 def test_cached_equals_uncached(rows):
     model = LanguageModel(dataclasses.replace(QWEN, num_kv_heads=2))
     params = random_like(jax.eval_shape(model.init, jax.random.key(0)))
@@ -181,9 +198,9 @@ def test_cached_equals_uncached(rows):
     np.testing.assert_allclose(last[0], full[0, 4], atol=1e-5)
     np.testing.assert_allclose(last[1], full[G, 1], atol=1e-5)
     expected = own_part(full)
-    np.testing.assert_allclose(
-        jax.jit(model.hidden_after)(params, prompt, completions), expected, atol=1e-5
-    )
+    packed = jax.jit(model.states)(params, layout_of(prompts, completions))
+    np.testing.assert_allclose(packed[:P], last, atol=1e-5)
+    np.testing.assert_allclose(packed[P:].reshape(expected.shape), expected, atol=1e-5)
     decode = jax.jit(model.decode)
     cache = model.empty_cache(P * G, 1)
     for step in range(C):
@@ -205,8 +222,8 @@ def test_gradients_through_shared_prompts_and_remat(rows):
         return (jnp.take_along_axis(hidden, where[:, :, None], 1) * cotangent).sum()
 
     def shared(params):
-        prompt, _ = model.prefill(params, prompts, LENGTHS, remat=True)
-        return (model.hidden_after(params, prompt, completions, remat=True) * cotangent).sum()
+        packed = model.states(params, layout_of(prompts, completions), remat=True)
+        return (packed[P:].reshape(cotangent.shape) * cotangent).sum()
 
     expected, gradient = (jax.jit(jax.grad(loss))(params) for loss in (repeated, shared))
     chex.assert_trees_all_close(gradient, expected, atol=1e-4, rtol=1e-4)

@@ -141,7 +141,7 @@ def batches(run, folder):
     """Every batch of a run from its beginning, and the state that it leaves."""
     seen, update, step = [], run.update, run._step
 
-    def recording(state, given, trajectories, prepared, rows):
+    def recording(state, given, trajectories, prepared, rows, layout):
         if fresh:
             copies = jax.device_get(run.parallel.single((state.params, given)))
             seen.append(Batch(trajectories, *copies))

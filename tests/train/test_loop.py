@@ -235,8 +235,8 @@ def recorded(run, folder):
     """(rows, weights, info) of every optimiser step of a run's first two batches."""
     update, calls = run.update, []
 
-    def recording(state, given, trajectories, prepared, rows):
-        state, info = update(state, given, trajectories, prepared, rows)
+    def recording(state, given, trajectories, prepared, rows, layout):
+        state, info = update(state, given, trajectories, prepared, rows, layout)
         weights = {name: np.asarray(w) for name, w in prepared.rows.weights.items()}
         calls.append((rows[rows < len(trajectories.id)], weights, info_values(info)))
         return state, info

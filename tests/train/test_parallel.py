@@ -67,13 +67,13 @@ def test_what_is_replicated_is_on_every_device_and_costs_no_second_compilation()
 
 
 def test_a_step_sums_over_devices_and_donates_its_state():
-    def update(state, given, trajectories, prepared, rows):
-        return state + given + jax.lax.psum(rows.sum(), "data") + trajectories, prepared
+    def update(state, given, trajectories, prepared, rows, layout):
+        return state + given + jax.lax.psum((rows * layout).sum(), "data") + trajectories, prepared
 
     form = Parallel(4, True)
     state, given = form.replicate((jnp.float32(1), jnp.float32(100)))
-    after, info = form.step(update)(state, given, np.float32(10), np.float32(7), np.arange(8))
-    assert after.tolist() == [139.0] * 4
+    after, info = form.step(update)(state, given, np.float32(10), np.float32(7), np.arange(8), np.full(8, 2))
+    assert after.tolist() == [167.0] * 4
     assert info.tolist() == 7
     assert state.is_deleted()
     assert not given.is_deleted()

@@ -51,9 +51,8 @@ class Recent:
             name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
         }
 
-    def log_partition(self, params, hidden, prompt_length):
-        last = jnp.maximum(prompt_length - 1, 0)[:, None, None]
-        return jnp.take_along_axis(hidden, last, axis=1)[:, 0] @ params["head"]
+    def log_partition(self, params, state):
+        return state @ params["head"]
 
 
 MODULES = {name: Recent() for name in ("policy", "critic", "prm", "partition", "teacher")}
