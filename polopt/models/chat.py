@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polopt.errors import PoloptError
-from polopt.models import sandbox
+from polopt.errors import PoloptError, missing_extra
 
 if TYPE_CHECKING:
     from polopt.models.tokenizer import Tokenizer
@@ -40,15 +39,15 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool) ->
         if number % 2:
             inside = piece == opening
         elif piece:
-            ids += _continued(tokenizer, piece, not inside) if ids else tokenizer.encode(
-                piece, control=not inside
+            ids += (
+                _continued(tokenizer, piece, not inside)
+                if ids
+                else tokenizer.encode(piece, control=not inside)
             )
     return ids
 
 
-def encode_turns(
-    tokenizer: Tokenizer, messages: Sequence[Message]
-) -> tuple[list[int], list[bool]]:
+def encode_turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """Ids of a conversation, and which of them an assistant writes.
 
     An assistant's turn is what its message adds to the text that ends where an answer begins, up to
@@ -78,6 +77,10 @@ def _begins(whole: list[int], part: list[int]) -> bool:
 
 
 def _render(tokenizer: Tokenizer, messages: Any, written: list[str], reply: bool) -> str:
+    try:
+        from polopt.models.sandbox import render
+    except ModuleNotFoundError as error:
+        raise missing_extra("jinja2", "a chat template") from error
     assert tokenizer.chat_template is not None
     tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos[0], "pad_token": tokenizer.pad}
     values = {
@@ -89,7 +92,7 @@ def _render(tokenizer: Tokenizer, messages: Any, written: list[str], reply: bool
     }
     date = None if tokenizer.date is None else datetime.datetime.fromisoformat(tokenizer.date)
     size = sum(map(len, written)) + 50 * len(messages)
-    return sandbox.render(tokenizer.chat_template, values, size=size, date=date)
+    return render(tokenizer.chat_template, values, size=size, date=date)
 
 
 def _continued(tokenizer: Tokenizer, piece: str, control: bool) -> list[int]:

@@ -185,9 +185,7 @@ def _description(cursor: _Cursor) -> Tensor:
     return Tensor(name, kind, shape, cursor.number("Q", name[:80]), shape[-1] // block * size)
 
 
-def _placed(
-    cursor: _Cursor, found: list[Tensor], start: int, alignment: int
-) -> dict[str, Tensor]:
+def _placed(cursor: _Cursor, found: list[Tensor], start: int, alignment: int) -> dict[str, Tensor]:
     """Tensors at their places in the file, none of which is used twice."""
     placed: dict[str, Tensor] = {}
     end = start

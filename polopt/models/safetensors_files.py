@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,7 @@ DTYPES = {
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MOST_JSON = 2**25  # bytes; the headers of published models have less than a tenth of it
 _BLOCK = 2**22  # bytes
+_SHARD = re.compile(r"[A-Za-z0-9_.+-]{1,200}\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -41,6 +43,11 @@ class Stored:
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int  # of its bytes in the file
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +129,10 @@ def _read_shards(folder: Path) -> dict[str, Stored]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise PoloptError(f"{index}: no 'weight_map' from tensors to files")
     for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
-            raise PoloptError(f"{index}: {file!r} is not a file name within the folder")
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise PoloptError(
+                f"{index}: {file!r}: accepted are names of safetensors files of the folder itself"
+            )
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():
@@ -160,13 +169,14 @@ def read_header(path: Path) -> dict[str, Stored]:
     except OSError as error:
         raise PoloptError(f"{path}: cannot read it: {error.strerror}") from error
     header.pop("__metadata__", None)
-    found = {name: _stored(path, 8 + length, name, entry) for name, entry in header.items()}
-    end = 8 + length
-    for stored in sorted(found.values(), key=lambda stored: (stored.start, math.prod(stored.shape))):
+    base = 8 + length
+    found = {name: _stored(path, base, name, entry) for name, entry in header.items()}
+    end = base
+    for stored in sorted(found.values(), key=lambda stored: (stored.start, stored.size)):
         if stored.start != end:
             what = "overlaps what comes before it" if stored.start < end else "leaves a hole"
             raise PoloptError(f"{path}: {stored.name} {what}, at byte {stored.start}")
-        end += math.prod(stored.shape) * stored.dtype.itemsize
+        end += stored.size
     if end != whole:
         what = "truncated" if end > whole else "longer than its header says"
         raise PoloptError(f"{path}: {what}: {whole} bytes, of which {end} are described")
@@ -175,32 +185,27 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 def _stored(path: Path, base: int, name: str, entry: Any) -> Stored:
     """One entry of a header; only what it says of itself is checked here."""
-    parts = [entry.get(key) for key in ("dtype", "shape", "data_offsets")] if _is_entry(entry) else []
-    if not parts:
-        raise PoloptError(f"{path}: {name}: type, shape and data_offsets are expected in the header")
-    code, shape, (begin, end) = parts
+    if not _is_entry(entry):
+        raise PoloptError(f"{path}: {name}: dtype, shape and data_offsets are expected in a header")
+    code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if code not in DTYPES:
         raise PoloptError(f"{path}: {name} has type {code!r}: accepted are {', '.join(DTYPES)}")
-    size = math.prod(shape) * DTYPES[code].itemsize
-    if end - begin != size:
+    stored = Stored(name, path, DTYPES[code], shape, base + begin)
+    if end - begin != stored.size:
         raise PoloptError(
-            f"{path}: {name} has {end - begin} bytes, but {code} of shape {shape} takes {size}"
+            f"{path}: {name} has {end - begin} bytes, but {code} of shape {list(shape)} takes "
+            f"{stored.size}"
         )
-    return Stored(name, path, DTYPES[code], tuple(shape), base + begin)
+    return stored
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    return (
-        isinstance(entry.get("dtype"), str)
-        and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-        and len(numbers) <= 64
-        and isinstance(offsets, list)
-        and len(offsets) == 2
-    )
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**63 for n in shape + offsets)
 
 
 def read_into(stored: Stored, target: np.ndarray) -> None:
@@ -230,7 +235,7 @@ def equal(one: Stored, other: Stored) -> bool:
     with open(one.file, "rb") as a, open(other.file, "rb") as b:
         a.seek(one.start)
         b.seek(other.start)
-        left = math.prod(one.shape) * one.dtype.itemsize
+        left = one.size
         while left > 0:
             size = min(left, _BLOCK)
             if a.read(size) != b.read(size):
@@ -269,10 +274,13 @@ def write_tensors(folder: Path, tensors: Sequence[Outgoing], most: int) -> None:
       PoloptError: a value that is not finite in the type of the file.
     """
     shards: list[list[Outgoing]] = [[]]
+    size = 0
     for tensor in tensors:
-        if shards[-1] and sum(t.size for t in shards[-1]) + tensor.size > most:
+        if shards[-1] and size + tensor.size > most:
             shards.append([])
+            size = 0
         shards[-1].append(tensor)
+        size += tensor.size
     if len(shards) == 1:
         _write_file(folder / SINGLE, shards[0])
         return

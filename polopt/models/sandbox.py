@@ -16,7 +16,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from polopt.errors import PoloptError, missing_extra
+import jinja2.ext
+import jinja2.sandbox
+from jinja2 import nodes
+
+from polopt.errors import PoloptError
 
 _MAX_TEMPLATE = 200_000  # characters
 _MAX_TEXT = 1_000_000  # characters that a rendering has beyond those of the conversation
@@ -40,7 +44,7 @@ _STRING_METHODS = (
 _left: contextvars.ContextVar[list[int]] = contextvars.ContextVar("left")
 
 
-class _Refused(Exception):
+class _RefusalError(Exception):
     """What a template asked for and does not get."""
 
 
@@ -65,7 +69,7 @@ def render(
         for part in _compiled(template).generate(**values, strftime_now=clock):
             room -= len(part)
             if room < 0:
-                raise _Refused("its text grows beyond all measure")
+                raise _RefusalError("its text grows beyond all measure")
             parts.append(part)
         return "".join(parts)
     except PoloptError:
@@ -83,7 +87,7 @@ def _spend(amount: int) -> None:
     left = _left.get()
     left[0] -= amount
     if left[0] < 0:
-        raise _Refused("it does far more work than a conversation of this size needs")
+        raise _RefusalError("it does far more work than a conversation of this size needs")
 
 
 def _paid(value: Any) -> Any:
@@ -91,7 +95,7 @@ def _paid(value: Any) -> Any:
     if isinstance(value, str | list | tuple | dict):
         _spend(1 + len(value))
     elif isinstance(value, int) and value.bit_length() > 256:
-        raise _Refused("it computes a number of hundreds of bits")
+        raise _RefusalError("it computes a number of hundreds of bits")
     return value
 
 
@@ -112,7 +116,7 @@ def _each(items: Iterable[Any], cost: int) -> Iterable[Any]:
 def _check_arguments(args: Iterable[Any]) -> None:
     for arg in args:
         if isinstance(arg, int | float) and abs(arg) > _MAX_NUMBER:
-            raise _Refused(f"it calls something with the number {arg}")
+            raise _RefusalError(f"it calls something with the number {arg}")
 
 
 def _pay_join(separator: str, items: Iterable[Any]) -> list[Any]:
@@ -126,13 +130,9 @@ def _pay_replace(text: Any, old: Any, new: Any) -> None:
     _spend(len(text) + text.count(old) * len(new))
 
 
-def _join(text: str, items: Iterable[Any]) -> str:
-    return text.join(_pay_join(text, items))
-
-
-def _replace(text: str, old: str, new: str, count: int = -1) -> str:
-    _pay_replace(text, old, new)
-    return text.replace(old, new, count)
+def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
+    _pay_replace(str(text), old, new)
+    return str(text).replace(old, new, count)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,8 +154,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: Jinja's own escapes what HTML reads."""
-    if isinstance(indent, int) and indent > 16 or isinstance(indent, str):
-        raise _Refused(f"it indents JSON by {indent!r}")
+    if isinstance(indent, str) or (indent or 0) > 16:
+        raise _RefusalError(f"it indents JSON by {indent!r}")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -168,160 +168,147 @@ def _tojson(
 def _strftime(date: datetime.datetime, form: str) -> str:
     """A date as text; the C library would pad it to any width that the format names."""
     if len(form) > 100 or any(character.isdigit() for character in form):
-        raise _Refused(f"it asks for the date as {form[:100]!r}")
+        raise _RefusalError(f"it asks for the date as {form[:100]!r}")
     return date.strftime(form)
 
 
 def _raise(message: Any) -> None:
-    raise _Refused(f"it says: {message}")
-
-
-def _jinja() -> Any:
-    try:
-        import jinja2.ext
-        import jinja2.sandbox
-    except ModuleNotFoundError as error:
-        raise missing_extra("jinja2", "a chat template") from error
-    return jinja2
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-    if len(template) > _MAX_TEMPLATE:
-        raise PoloptError(f"the chat template has {len(template)} characters, over {_MAX_TEMPLATE}")
-    env = _environment_class()(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_paid,
-        extensions=[_generation_class(), _jinja().ext.loopcontrols],
-    )
-    tree = env.parse(template)
-    _meter(tree, env)
-    return env.template_class.from_code(env, env.compile(tree), env.make_globals(None))
-
-
-def _meter(tree: Any, env: Any) -> None:
-    """Make loops and concatenations of a template pay."""
-    nodes = _jinja().nodes
-
-    def through(name: str, value: Any, *args: int) -> Any:
-        given = [nodes.Const(arg) for arg in args]
-        node = nodes.Filter(value, name, given, [], None, None, lineno=value.lineno)
-        return node.set_environment(env)
-
-    def weight(node: Any) -> int:
-        text = [*node.find_all(nodes.TemplateData), *node.find_all(nodes.Const)]
-        written = (getattr(n, "data", None) or getattr(n, "value", None) for n in text)
-        length = sum(len(value) for value in written if isinstance(value, str))
-        return 1 + sum(1 for _ in node.find_all(nodes.Node)) + length // 4
-
-    env.weight = weight(tree)
-    loops, joins = list(tree.find_all(nodes.For)), list(tree.find_all(nodes.Concat))
-    costs = [weight(loop) for loop in loops]
-    for loop, cost in zip(loops, costs, strict=True):
-        loop.iter = through("_each", loop.iter, cost)
-    for join in joins:
-        parts = nodes.List(join.nodes, lineno=join.lineno).set_environment(env)
-        join.nodes = [through("_paid_concat", parts)]
+    raise _RefusalError(f"it says: {message}")
 
 
 def _concat(parts: list[Any]) -> str:
     return "".join(_pay_join("", map(str, parts)))
 
 
-@functools.lru_cache(maxsize=1)
-def _generation_class() -> Any:
+def _joined(own: Callable[..., str]) -> Callable[..., str]:
+    """Jinja's filter, on items that are paid for."""
+
+    @functools.wraps(own)
+    def run(context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+        return own(context, _pay_join(d, value), d, attribute)
+
+    return run
+
+
+class _Names(jinja2.utils.Namespace):
+    """What a template's `namespace` makes; names of Python's own insides are not stored."""
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise _RefusalError(f"it stores the name {name!r}")
+        super().__setitem__(name, value)
+
+
+def _namespace(*args: Any, **kwargs: Any) -> _Names:
+    made = _Names()
+    for name, value in dict(*args, **kwargs).items():
+        made[name] = value
+    return made
+
+
+class _Generation(jinja2.ext.Extension):
     """The tag by which some templates mark what an assistant says: its content, as it stands."""
-    jinja2 = _jinja()
 
-    class Generation(jinja2.ext.Extension):
-        tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_inside"), [], [], body, lineno=line)
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_inside"), [], [], body, lineno=line)
 
-        def _inside(self, caller: Callable[[], str]) -> str:
-            return caller()
-
-    return Generation
+    def _inside(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
-@functools.lru_cache(maxsize=1)
-def _environment_class() -> Any:
-    jinja2 = _jinja()
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, in which every step is paid for."""
 
-    class Names(jinja2.utils.Namespace):
-        def __setitem__(self, name: Any, value: Any) -> None:
-            if isinstance(name, str) and name.startswith("_"):
-                raise _Refused(f"it stores the name {name!r}")
-            super().__setitem__(name, value)
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def namespace(*args: Any, **kwargs: Any) -> Any:
-        made = Names()
-        for name, value in dict(*args, **kwargs).items():
-            made[name] = value
-        return made
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_paid,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
+        )
+        self.weight = 0  # of the template
+        known = {name: _guarded(self.filters[name]) for name in _FILTERS}
+        known["join"] = _guarded(_joined(self.filters["join"]))
+        known["replace"] = _guarded(_replace)
+        known["tojson"] = _guarded(_tojson)
+        self.filters = known | {"_each": _each, "_concat": _concat}
+        self.globals = {
+            "range": self.globals["range"],
+            "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+            "namespace": _namespace,
+            "raise_exception": _raise,
+        }
 
-    class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**", "%"])
-        weight = 0
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str):
+            return attr in _STRING_METHODS
+        return super().is_safe_attribute(obj, attr, value)
 
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            filters = {name: _guarded(self.filters[name]) for name in _FILTERS}
-            filters["join"] = _guarded(self._joined(self.filters["join"]))
-            filters["replace"] = _guarded(lambda text, *args: _replace(str(text), *args))
-            filters["tojson"] = _guarded(_tojson)
-            filters |= {"_each": _each, "_paid_concat": _concat}
-            self.filters = filters
-            spare = {"lipsum", "cycler", "joiner"}
-            self.globals = {k: v for k, v in self.globals.items() if k not in spare}
-            self.globals |= {"raise_exception": _raise, "namespace": namespace}
-            self.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
+    def wrap_str_format(self, value: Any) -> None:
+        """No format: no method of a string is taken but those of the list."""
 
-        @staticmethod
-        def _joined(own: Callable[..., str]) -> Callable[..., str]:
-            """Jinja's filter, on items that are paid for."""
+    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        heavy = isinstance(function, jinja2.runtime.Macro | jinja2.runtime.LoopContext)
+        _spend(self.weight if heavy else 1)
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if isinstance(owner, str) and name == "join":
+            args = (_pay_join(owner, *args),)
+        elif isinstance(owner, str) and name == "replace":
+            _pay_replace(owner, args[0], args[1])
+        if owner is not None:
+            _check_arguments([*args, *kwargs.values()])
+        return _paid(super().call(context, function, *args, **kwargs))
 
-            @functools.wraps(own)
-            def run(context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
-                return own(context, _pay_join(d, value), d, attribute)
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        long = next((x for x in (left, right) if isinstance(x, str | list | tuple)), None)
+        if operator == "%" and isinstance(left, str):
+            raise _RefusalError("it formats with %")
+        if operator == "**" and max(abs(left), abs(right)) > _MAX_NUMBER:
+            raise _RefusalError("it raises to a large power")
+        if operator == "*" and long is not None:
+            _spend(len(long) * max(right if long is left else left, 0))
+        elif operator == "+" and long is not None:
+            _spend(len(left) + len(right))
+        return _paid(super().call_binop(context, operator, left, right))
 
-            return run
 
-        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            if isinstance(obj, str):
-                return attr in _STRING_METHODS
-            return super().is_safe_attribute(obj, attr, value)
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    if len(template) > _MAX_TEMPLATE:
+        raise PoloptError(f"the chat template has {len(template)} characters, over {_MAX_TEMPLATE}")
+    env = _Environment()
+    tree = env.parse(template)
+    _meter(tree, env)
+    return env.template_class.from_code(env, env.compile(tree), env.make_globals(None))
 
-        def wrap_str_format(self, value: Any) -> None:
-            """No format: no method of a string is taken but those of the list."""
 
-        def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N804
-            heavy = isinstance(function, jinja2.runtime.Macro | jinja2.runtime.LoopContext)
-            _spend(self.weight if heavy else 1)
-            owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-            if isinstance(owner, str) and name == "join":
-                args = (_pay_join(owner, *args),)
-            elif isinstance(owner, str) and name == "replace":
-                _pay_replace(owner, args[0], args[1])
-            if owner is not None:
-                _check_arguments([*args, *kwargs.values()])
-            return _paid(super().call(context, function, *args, **kwargs))
+def _meter(tree: nodes.Template, env: _Environment) -> None:
+    """Make loops and concatenations of a template pay."""
 
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            long = next((x for x in (left, right) if isinstance(x, str | list | tuple)), None)
-            if operator == "%" and isinstance(left, str):
-                raise _Refused("it formats with %")
-            if operator == "**" and max(abs(left), abs(right)) > _MAX_NUMBER:
-                raise _Refused("it raises to a large power")
-            if operator == "*" and long is not None:
-                times = right if long is left else left
-                _spend(len(long) * max(times, 0))
-            elif operator == "+" and long is not None:
-                _spend(len(left) + len(right))
-            return _paid(super().call_binop(context, operator, left, right))
+    def through(name: str, value: Any, *args: int) -> Any:
+        given = [nodes.Const(arg) for arg in args]
+        node = nodes.Filter(value, name, given, [], None, None, lineno=value.lineno)
+        return node.set_environment(env)
 
-    return Environment
+    env.weight = _weight(tree)
+    loops, joins = list(tree.find_all(nodes.For)), list(tree.find_all(nodes.Concat))
+    costs = [_weight(loop) for loop in loops]
+    for loop, cost in zip(loops, costs, strict=True):
+        loop.iter = through("_each", loop.iter, cost)
+    for join in joins:
+        parts = nodes.List(join.nodes, lineno=join.lineno).set_environment(env)
+        join.nodes = [through("_concat", parts)]
+
+
+def _weight(tree: nodes.Node) -> int:
+    """What it costs to go through a part of a template once."""
+    steps = 1 + sum(1 for _ in tree.find_all(nodes.Node))
+    written = [node.data for node in tree.find_all(nodes.TemplateData)]
+    written += [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
+    return steps + sum(map(len, written)) // 4

@@ -61,11 +61,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, **tokens: Any) -> Tokenizer:
         """Read a `tokenizer.json`; `tokens` are the other arguments of `Tokenizer`."""
-        try:
-            source = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PoloptError(f"{path}: cannot read the tokenizer: {error}") from error
-        return cls(source, **tokens)
+        return cls(read_source(path), **tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -102,8 +98,9 @@ class Tokenizer:
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Ids of `text`, from which `decode` gives back exactly `text`.
 
-        With `control`, spelled control tokens become their ids: for rendered chat templates, never
-        for what a user or a model wrote.
+        Some tokenizers of other models put text into a normal form, or drop a leading space: of
+        theirs it gives back what is left. With `control`, spelled control tokens become their ids:
+        for rendered chat templates, never for what a user or a model wrote.
         """
         return self.encode_all([text], control=control)[0]
 
@@ -171,7 +168,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Merges run across words, so that a sentence which opens every prompt becomes one token.
     Control tokens have ids 0, 1, 2 (pad, bos, eos), the answer markers 3 and 4. Deterministic.
     """
-    lib = _library()
+    lib = library()
     pre = lib.pre_tokenizers
     backend = lib.Tokenizer(lib.models.BPE())
     backend.pre_tokenizer = pre.Sequence(
@@ -213,12 +210,35 @@ def _check_text(text: str) -> None:
         ) from error
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The `tokenizers` package."""
     try:
         import tokenizers
     except ModuleNotFoundError as error:
         raise missing_extra("tokenizers", "encoding text") from error
     return tokenizers
+
+
+def read_source(path: str | Path) -> str:
+    """The text of a `tokenizer.json`."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PoloptError(f"{path}: cannot read the tokenizer: {error}") from error
+
+
+def id_to_token(source: str, number: int, where: str) -> str:
+    """The token of an id, in the `tokenizer.json` of text `source`."""
+    token = _backend(source).id_to_token(number) if 0 <= number < 1 << 32 else None
+    if token is None:
+        raise PoloptError(f"{where}: the tokenizer has no id {number}")
+    return token
+
+
+def opens_with(source: str) -> str | None:
+    """The token that a `tokenizer.json` of text `source` puts before a text; None for none."""
+    tokens = _backend(source).encode("", add_special_tokens=True).tokens
+    return tokens[0] if tokens else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -237,7 +257,7 @@ def _control_tokens(source: str) -> tuple[str, ...]:
 def _backend(source: str, control: bool = False) -> Any:
     """The Rust tokenizer of a source; one for each reading of control tokens."""
     try:
-        backend = _library().Tokenizer.from_str(source)
+        backend = library().Tokenizer.from_str(source)
     except PoloptError:
         raise
     except Exception as error:  # the library raises bare Exception

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from polopt.errors import PoloptError
 from polopt.rollout.draw import Decoding
+
+_NAME = re.compile(r"token_id:([0-9]{1,9})")
 
 
 class Reported(enum.Enum):
@@ -44,7 +47,7 @@ class Reply(NamedTuple):
     logp: np.ndarray  # f64[k] under the distribution that the server reports
     filtered: np.ndarray | None  # f64[k] under the one that was sampled, where told apart
     stopped: bool  # by a token, not by the limit
-    version: str | None  # of the weights, where told
+    version: int | None  # of the weights, where told as a number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,19 +101,25 @@ def _vllm_read(answer: Any, ask: Ask) -> Reply:
 
 
 def _vllm_tokens(choice: dict[str, Any]) -> np.ndarray:
-    """Ids from `token_ids`, or else from names such as "token_id:42"."""
-    if choice.get("token_ids") is not None:
-        return _vector(choice["token_ids"], "token_ids", "i")
-    names, prefix = _at(choice, "logprobs", "tokens", kind=list), "token_id:"
-    if not names or not all(isinstance(name, str) and name.startswith(prefix) for name in names):
+    """Ids from `token_ids`, or else from names such as "token_id:42"; the same where both are."""
+    named, own = _named(_at(choice, "logprobs", kind=dict).get("tokens")), choice.get("token_ids")
+    if own is None and named is None:
         raise PoloptError(
             "token_ids is missing: the server must honour return_token_ids (vLLM 0.10.2 or later), "
             "or be started with --return-tokens-as-token-ids"
         )
-    digits = [name.removeprefix(prefix) for name in names]
-    if not all(d.isascii() and d.isdecimal() and len(d) < 10 for d in digits):
-        raise PoloptError("logprobs.tokens has a token_id: that is no whole number")
-    return np.array([int(d) for d in digits])
+    tokens = np.array(named) if own is None else _vector(own, "token_ids", "i")
+    if named is not None and named != tokens.tolist():
+        raise PoloptError("token_ids and logprobs.tokens name different tokens")
+    return tokens
+
+
+def _named(names: Any) -> list[int] | None:
+    """The ids in names of tokens; None where these are texts."""
+    listed = names if isinstance(names, list) else []
+    found = [_NAME.fullmatch(name) if isinstance(name, str) else None for name in listed]
+    ids = [int(match[1]) for match in found if match]
+    return ids if ids and len(ids) == len(listed) else None
 
 
 # ---------------------------------------------------------------- SGLang
@@ -163,10 +172,12 @@ def _sglang_read(answer: Any, ask: Ask) -> Reply:
             "server must honour return_sampling_mask (SGLang 0.5.23 does)"
         )
     logp = _vector([pair[0] for pair in pairs], "output_token_logprobs", "fi")
-    version = meta.get("weight_version")
-    return Reply(
-        tokens, logp, filtered, _stopped(reason), None if version is None else str(version)
-    )
+    return Reply(tokens, logp, filtered, _stopped(reason), _version(meta.get("weight_version")))
+
+
+def _version(told: Any) -> int | None:
+    """A label such as "default" says nothing."""
+    return int(told) if isinstance(told, str) and told.isdecimal() and len(told) < 10 else None
 
 
 # ---------------------------------------------------------------- both
@@ -188,7 +199,7 @@ def _decoding(decoding: Decoding, *, no_top_k: int) -> dict[str, Any]:
 
 def _stopped(reason: str) -> bool:
     if reason not in ("stop", "length"):
-        raise PoloptError(f"finish_reason is {reason!r}: the completion was not finished")
+        raise PoloptError(f"finish_reason is {_shown(reason)}: the completion was not finished")
     return reason == "stop"
 
 

@@ -65,9 +65,10 @@ def check_reply(reply: Reply, ask: Ask, vocab_size: int, version: int) -> None:
             at = int(np.argmax(wrong))
             raise PoloptError(f"the log-probability of token {at} is {logp[at]:g}")
     _check_end(reply, ask)
-    told = reply.version
-    if told and told.isdecimal() and int(told) != version:
-        raise PoloptError(f"weight_version is {told}, and the weights pushed last are {version}")
+    if reply.version not in (None, version):
+        raise PoloptError(
+            f"weight_version is {reply.version}, and the weights pushed last are {version}"
+        )
 
 
 def _check_end(reply: Reply, ask: Ask) -> None:

@@ -145,8 +145,9 @@ class ServerSampler:
           ServerError: a request that got no good answer. The others are abandoned: a batch is
             whole or it is not there.
         """
+        prompts, lengths, ids = (np.asarray(x) for x in (prompts, lengths, ids))
         P, G = ids.shape
-        offset = np.zeros_like(ids) if offset is None else offset
+        offset = np.zeros_like(ids) if offset is None else np.asarray(offset)
         places = [(p, g) for p in range(P) if lengths[p] > 0 for g in range(G)]
         asks = []
         for at in places:

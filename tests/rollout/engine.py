@@ -247,7 +247,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         engine = self.server.engine
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = json.loads(sent) if sent else None
         with engine.lock:
             engine.seen.append((self.path, body))
             engine.headers.append(dict(self.headers))

@@ -1,7 +1,13 @@
 """The server sampler against a server: equal to the local sampler, and never waiting in vain."""
 
+import copy
+import dataclasses
 import functools
+import json
+import random
+import re
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,9 +18,10 @@ import polopt
 from polopt.algorithm import pieces
 from polopt.errors import PoloptError
 from polopt.rollout import Decoding, generate, wire
-from polopt.rollout.dialects import SGLANG, VLLM, Reported
+from polopt.rollout.dialects import SGLANG, VLLM, Ask, Reported
 from polopt.rollout.draw import row_keys, uniform_at
-from polopt.rollout.server import ServerSampler, corrected, probe, seed_for, seed_of
+from polopt.rollout.replies import check_reply
+from polopt.rollout.server import Found, ServerSampler, corrected, probe, seed_for, seed_of
 from polopt.rollout.wire import Server, ServerError
 from polopt.train.setup import collector_of
 from polopt.trajectory import Sampling
@@ -137,8 +144,8 @@ def test_a_rollout_from_a_server_has_no_gap_to_the_trainer():
     collector = collector_of(toy.policy(), toy.task(), Sampling(group_size=4), 6, 0.8)
     examples = [toy.example(i, i) for i in range(3)]
     ids = np.arange(12, dtype=np.int32).reshape(3, 4)
-    random = np.random.default_rng(0)
-    draw = toy_draw(toy.params(), lambda seed, position: random.random())
+    rng = np.random.default_rng(0)
+    draw = toy_draw(toy.params(), lambda seed, position: rng.random())
     with e.Engine(draw, "sglang").listening() as url:
         served = sampler(
             url, decoding=Decoding(temperature=0.8), max_new_tokens=6, stop_ids=(), concurrency=3
@@ -248,10 +255,10 @@ def test_a_busy_or_broken_server_is_asked_again(canned):
 @pytest.mark.parametrize("fault", [e.hang, e.drip, e.drip_headers])
 def test_nobody_waits_longer_than_said(canned, fault):
     engine, url = canned
-    sample = sampler(url, timeout=0.3)
+    sample = sampler(url, timeout=0.15)
     engine.script = [None, fault]
     began = time.monotonic()
-    with pytest.raises(ServerError, match=r"http://127.*, row 4\d: no whole reply within 0.3 s"):
+    with pytest.raises(ServerError, match=r"http://127.*, row 4\d: no whole reply within 0.15 s"):
         sample(PROMPTS[:2], LENGTHS[:2], IDS[:2])
     assert time.monotonic() - began < 2
 
@@ -327,7 +334,7 @@ def both(tokens, logp=None, reason="stop"):
         if "choices" in answer:
             choice = answer["choices"][0]
             choice["token_ids"], choice["finish_reason"] = tokens, reason
-            choice["logprobs"]["token_logprobs"] = logp
+            choice["logprobs"] = {"token_logprobs": logp}
         else:
             meta = answer["meta_info"]
             answer["output_ids"], meta["finish_reason"]["type"] = tokens, reason
@@ -360,6 +367,7 @@ FALSE_VLLM = {
     "no log-probs": (vllm("logprobs", value=None), "logprobs is missing"),
     "short": (vllm("logprobs", "token_logprobs", value=[-1.0]), "are 1 log-probabilities for 3"),
     "prompt": (vllm("prompt_token_ids", value=[1, 2, 5, 7]), "not the prompt that was sent"),
+    "ids": (vllm("token_ids", value=[5, 8, 9]), "name different tokens"),
 }
 FALSE_SGLANG = {
     "no meta": (put("meta_info", value=KeyError), "meta_info is missing"),
@@ -398,6 +406,36 @@ def test_false_replies_of_sglang_are_refused(canned, change, told):
     refused(canned, change, told)
 
 
+@pytest.mark.parametrize("dialect", [VLLM, SGLANG])
+def test_whatever_is_changed_in_a_reply_it_is_read_or_refused(dialect):
+    engine = e.Engine(e.table(TOKENS, LOGP), dialect.owner)
+    ask = Ask(e.MODEL, [2, 5], 0, Decoding(), C, (*EOS, *STOPS))
+    whole, rng = json.dumps(engine.answer(dialect.path, dialect.body(ask))), random.Random(0)
+    odd = [None, 0, -1, 10**30, 1e400, "x", "", [], {}, [1], [None], [[1]], True, {"a": 1}, [-1.0]]
+    read, told = 0, []
+    for _ in range(2000):
+        answer = {"whole": json.loads(whole)}
+        for _ in range(rng.randint(1, 3)):
+            place, key = rng.choice(list(places_in(answer)))
+            place[key] = copy.deepcopy(rng.choice(odd))
+        try:
+            check_reply(dialect.read(answer["whole"], ask), ask, V, 0)
+            read += 1
+        except PoloptError as error:
+            told.append(str(error))
+    assert 0 < read < 1000
+    assert all(0 < len(line) < 250 and line.isprintable() for line in told)
+
+
+def places_in(data):
+    """(container, key) of every entry below `data`."""
+    entries = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in list(entries):
+        yield data, key
+        if isinstance(value, dict | list):
+            yield from places_in(value)
+
+
 def test_a_server_without_ids_is_told_which_option_to_switch_on():
     engine = e.Engine(e.table(TOKENS, LOGP), "vllm")
 
@@ -431,7 +469,7 @@ def test_a_server_without_ids_is_told_which_option_to_switch_on():
     ],
 )
 def test_decodings_whose_log_probs_cannot_be_told_are_refused(dialect, reports, decoding, told):
-    server = probe.__globals__["Found"](Server(url="http://127.0.0.1:1"), dialect, "x", None)
+    server = Found(Server(url="http://127.0.0.1:1"), dialect, "x", None)
     with pytest.raises(PoloptError, match=told):
         ServerSampler(
             found=server,
@@ -470,8 +508,8 @@ def test_urls_are_checked(url):
 @pytest.mark.parametrize("said", [Reported.RAW, Reported.PROCESSED])
 @pytest.mark.parametrize("true", ["raw", "processed"])
 def test_what_log_probs_are_of_is_seen_by_asking(said, true):
-    random = np.random.default_rng(0)
-    draw = toy_draw(toy.params(), lambda seed, position: random.random())
+    rng = np.random.default_rng(0)
+    draw = toy_draw(toy.params(), lambda seed, position: rng.random())
     with e.Engine(draw, "vllm", true).listening() as url:
         sample = sampler(url, reports=said)
         if said.value == true:
@@ -516,3 +554,26 @@ def test_every_method_is_corrected_once_where_it_can_be():
     already = {"tis", "mis", "icepop", "decoupled_ppo", "dppo_tv", "topr", "opd"}
     anywhere = {"dpo", "ipo", "rebel", "gvpo", "dro", "flowrl", "gkd", "gold", "sdpo"}
     assert already | anywhere <= names[False]
+
+
+def test_the_page_does_what_it_shows(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "external_sampler.md").read_text(encoding="utf-8")
+    rng = np.random.default_rng(0)
+    draw = toy_draw(toy.params(), lambda seed, position: rng.random())
+    known = {"tokenizer": toy.Letters(), "prompts": PROMPTS, "lengths": LENGTHS, "ids": IDS}
+    known["export"] = lambda params, folder: (tmp_path / "weights").write_text(f"{params}{folder}")
+    engine = e.Engine(draw, "vllm", "processed")
+    with engine.listening() as url:
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(block.replace("http://127.0.0.1:8000", url).replace("512", "5"), known)
+        engine.seen.clear()
+        for name in ("push_to_vllm", "push_to_sglang"):
+            known["sample"] = dataclasses.replace(known["sample"], push=known[name])
+            assert known["sample"].pushed("new", 4).version == 4
+    assert known["generated"].length[REAL].min() > 0
+    assert [path for path, _ in engine.seen] == [
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/update_weights_from_disk",
+    ]
+    assert "truncated_is" in repr(known["method"].trajectory)
