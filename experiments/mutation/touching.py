@@ -77,14 +77,15 @@ class Tests:
         return []
 
     def of(self, file: str, function: str) -> list[str]:
-        """Node ids, the most specific first: own tests, oracle rows, laws of one method."""
+        """Node ids, the most specific first: own tests, oracle rows, relations, laws of a method.
+
+        The relations of all methods, and laws, take longer than a mutant has.
+        """
         levels = [[name for _, name in level] for level in self.near(file, function)]
-        own: list[str] = []
-        for level in levels:
-            own += [x for name in level for x in self.own[name] if x not in own]
-            if own:
-                break
-        quick = [x for x in own if "laws" not in x][:MOST_OWN]
+        touched = (dict.fromkeys(x for name in level for x in self.own[name]) for level in levels)
+        own = list(next(filter(None, touched), ()))
+        wide = [x for x in own if x.startswith("tests/algorithms/")]
+        quick = [x for x in own if "laws" not in x and x not in wide][:MOST_OWN]
         slow = [x for x in own if "laws" in x][:1]
         rows = [
             f"tests/laws/test_oracles.py::test_the_method_is_its_oracle[{key}]"
@@ -94,7 +95,7 @@ class Tests:
             f"tests/laws/test_conformance.py::test_the_method_keeps_the_laws[{key}]"
             for key in _made_of(self.laws, levels)[:1]
         ]
-        return [*quick, *rows, *slow, *laws]
+        return [*quick, *rows, *wide, *slow, *laws]
 
 
 def _made_of(table: dict[str, list[str]], levels: list[list[str]]) -> list[str]:

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("polopt.cli.explain", "say what a method is made of, needs, costs and repairs"),
     "map": ("polopt.cli.map", "show every method by what it changes of REINFORCE"),
     "pretrain": ("polopt.cli.pretrain", "train a base model from nothing, by supervision"),
+    "export": ("polopt.cli.export", "write a model as a folder that other libraries load"),
 }
 """Command -> (module with ``run(argv) -> exit code``, purpose)."""
 

@@ -168,21 +168,27 @@ class Decoder(nnx.Module):
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         remembered, routings = [], []
         for i, rotation in enumerate(rotations(self.config, positions)):
-            graph, weights = nnx.split(self.layers[str(i)])
-            layer = functools.partial(_run_block, graph, attend)
-            if remat:
-                layer = jax.checkpoint(layer)
+            layer = _recomputed(self.layers[str(i)]) if remat else self.layers[str(i)]
             given = None if memory is None else memory[i]
-            x, kept, routing = layer(weights, x, rotation, given)
+            x, kept, routing = layer(x, rotation, attend, given)
             remembered.append(kept)
             routings += [] if routing is None else [routing]
         return self.norm(x), tuple(remembered), tuple(routings)
 
 
-def _run_block(
-    graph: Any, attend: Attend, weights: Any, x: Array, rotation: Rotation, memory: Any
-) -> tuple[Array, Any, Routing | None]:
-    return nnx.merge(graph, weights)(x, rotation, attend, memory)
+def _recomputed(layer: Block) -> Callable[..., tuple[Array, Any, Routing | None]]:
+    """The layer, whose insides the backward pass computes again."""
+    graph, weights = nnx.split(layer)
+
+    def run(
+        x: Array, rotation: Rotation, attend: Attend, memory: Any
+    ) -> tuple[Array, Any, Routing | None]:
+        def merged(weights: Any, x: Array, rotation: Rotation, memory: Any) -> Any:
+            return nnx.merge(graph, weights)(x, rotation, attend, memory)
+
+        return jax.checkpoint(merged)(weights, x, rotation, memory)
+
+    return run
 
 
 def _residual_init(config: DecoderConfig) -> Any:

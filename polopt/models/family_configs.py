@@ -23,6 +23,9 @@ Fields = dict[str, Any]
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _WRITTEN = {"silu": "silu", "gelu": "gelu_pytorch_tanh"}
 _PARTS = 10_000  # layers, heads or experts of any model
+_QWEN2 = {"num_key_value_heads": 32}
+_QWEN3 = {"num_key_value_heads": 32, "head_dim": 128}
+_QWEN3_MOE = {"num_key_value_heads": 4}
 _GEMMA2 = {"head_dim": 256, "num_key_value_heads": 4}
 _GEMMA3 = {
     "vocab_size": 262_208,
@@ -39,7 +42,7 @@ _GEMMA3 = {
 def read_llama(options: Options) -> Fields:
     """Llama 2 and 3, SmolLM2."""
     mlp_bias = options.flag("mlp_bias", False)
-    return _llama_like(options) | _biases(options) | {"mlp_bias": mlp_bias}
+    return _llama_like(options, {}) | _biases(options) | {"mlp_bias": mlp_bias}
 
 
 def write_llama(config: DecoderConfig) -> Fields:
@@ -50,7 +53,7 @@ def write_llama(config: DecoderConfig) -> Fields:
 def read_qwen2(options: Options) -> Fields:
     """Qwen 2 and 2.5."""
     options.get("attention_bias", None)  # Qwen 2 has biases of its own, whatever stands there
-    return _llama_like(options) | _tail_window(options) | {"qkv_bias": True}
+    return _llama_like(options, _QWEN2) | _tail_window(options) | {"qkv_bias": True}
 
 
 def write_qwen2(config: DecoderConfig) -> Fields:
@@ -60,7 +63,7 @@ def write_qwen2(config: DecoderConfig) -> Fields:
 
 def read_qwen3(options: Options) -> Fields:
     """Qwen 3, dense."""
-    fields = _llama_like(options, {"head_dim": 128}) | _tail_window(options)
+    fields = _llama_like(options, _QWEN3) | _tail_window(options)
     return fields | _biases(options) | {"qk_norm": True}
 
 
@@ -71,14 +74,14 @@ def write_qwen3(config: DecoderConfig) -> Fields:
 
 def read_qwen3_moe(options: Options) -> Fields:
     """Qwen 3 with experts. Its window, where it is switched on, is every layer's."""
-    fields = _llama_like(options) | _biases(options) | {"qk_norm": True}
+    fields = _llama_like(options, _QWEN3_MOE) | _biases(options) | {"qk_norm": True}
     layers, window = fields["num_layers"], _switched_window(options)
     step = options.size("decoder_sparse_step", 1)
     dense = set(options.list_of("mlp_only_layers", range(layers)) or [])
     older = options.size("num_experts", None, _PARTS)
     count = options.size("num_local_experts", ABSENT if older is None else older, _PARTS)
     if older not in (None, count):
-        raise options.wrong("num_experts", older, f"{count}, as num_local_experts says")
+        raise options.error(f"num_experts is {older}, but num_local_experts {count}")
     return fields | {
         "window": window,
         "local_layers": tuple(range(layers)) if window else (),
@@ -111,9 +114,14 @@ def write_qwen3_moe(config: DecoderConfig) -> Fields:
 
 def read_gemma2(options: Options) -> Fields:
     """Gemma 2: every other layer is local, the first one too."""
-    fields = _gemma(options, _GEMMA2, period=2, caps=(50.0, 30.0))
+    fields = _gemma(options, _GEMMA2, period=2)
     theta, scaling = read_rope(options, fields["max_length"])
-    return fields | {"rope_theta": theta, "rope_scaling": scaling}
+    return fields | {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "attention_softcap": _cap(options, "attn_logit_softcapping", 50.0),
+        "logit_softcap": _cap(options, "final_logit_softcapping", 30.0),
+    }
 
 
 def write_gemma2(config: DecoderConfig) -> Fields:
@@ -122,17 +130,20 @@ def write_gemma2(config: DecoderConfig) -> Fields:
 
 
 def read_gemma3_text(options: Options) -> Fields:
-    """Gemma 3 without its eyes: every sixth layer is global, if nothing else is said."""
-    period = options.size("sliding_window_pattern", options.size("_sliding_window_pattern", 6))
-    fields = _gemma(options, _GEMMA3, period=period, caps=(None, None))
-    theta, scaling, local_theta = read_rope_per_kind(options, fields["max_length"])
-    rope = {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local_theta}
-    return fields | rope | {"qk_norm": True}
+    """Gemma 3 without its eyes."""
+    cap = _cap(options, "final_logit_softcapping", None)
+    return _gemma3(options) | {"logit_softcap": cap}
 
 
 def write_gemma3_text(config: DecoderConfig) -> Fields:
     """The inverse of `read_gemma3_text`."""
-    return _write_gemma(config) | {"rope_local_base_freq": config.local_rope_theta}
+    values = _write_gemma(config) | {"rope_local_base_freq": config.local_rope_theta}
+    # Before release 4.53 transformers knew no list of layers, only a period.
+    seeing_all = [i for i in range(config.num_layers) if i not in config.local_layers]
+    period = min(seeing_all, default=config.num_layers) + 1
+    if seeing_all == list(range(period - 1, config.num_layers, period)):
+        values["sliding_window_pattern"] = period
+    return values
 
 
 def read_gemma3(options: Options) -> Fields:
@@ -141,11 +152,10 @@ def read_gemma3(options: Options) -> Fields:
     kind = text.get("model_type", "gemma3_text")
     if kind != "gemma3_text":
         raise text.wrong("model_type", kind, "gemma3_text")
-    fields = read_gemma3_text(text)
+    fields = _gemma3(text)
     text.check_unread()
-    return fields | {
-        "tie_embeddings": options.flag("tie_word_embeddings", fields["tie_embeddings"])
-    }
+    tied = options.flag("tie_word_embeddings", fields["tie_embeddings"])
+    return fields | {"tie_embeddings": tied}
 
 
 def _sizes(options: Options, defaults: Mapping[str, int]) -> Fields:
@@ -155,12 +165,14 @@ def _sizes(options: Options, defaults: Mapping[str, int]) -> Fields:
         return options.size(key, defaults.get(key, default), most)
 
     heads, hidden = size("num_attention_heads", most=_PARTS), size("hidden_size")
+    shared = "num_key_value_heads"  # null is all of them, and silence the family's default
+    kv_heads = heads if options.has(shared) else defaults.get(shared, heads)
     return {
         "vocab_size": size("vocab_size"),
         "hidden_size": hidden,
         "num_layers": size("num_hidden_layers", most=_PARTS),
         "num_heads": heads,
-        "num_kv_heads": size("num_key_value_heads", heads),
+        "num_kv_heads": options.size(shared, kv_heads),
         "head_dim": size("head_dim", max(hidden // heads, 1)),
         "mlp_size": size("intermediate_size"),
         "max_length": size("max_position_embeddings"),
@@ -185,9 +197,9 @@ def _write_sizes(config: DecoderConfig) -> Fields:
     }
 
 
-def _llama_like(options: Options, defaults: Mapping[str, int] | None = None) -> Fields:
+def _llama_like(options: Options, defaults: Mapping[str, int]) -> Fields:
     """What Llama and the Qwens have in common."""
-    fields = _sizes(options, defaults or {})
+    fields = _sizes(options, defaults)
     theta, scaling = read_rope(options, fields["max_length"])
     return fields | {
         "rope_theta": theta,
@@ -227,7 +239,7 @@ def _tail_window(options: Options) -> Fields:
     if local is None:
         local = tuple(range(first, layers)) if window else ()
     if local and not window:
-        raise options.wrong("use_sliding_window", False, f"true, as layer_types has {LOCAL}")
+        raise options.error(f"layer_types has {LOCAL}, but use_sliding_window is not true")
     return {"window": window, "local_layers": local}
 
 
@@ -247,7 +259,7 @@ def _listed_layers(options: Options, layers: int) -> tuple[int, ...] | None:
     if types is None:
         return None
     if len(types) != layers:
-        raise options.wrong("layer_types", f"a list of {len(types)}", f"lists of {layers}")
+        raise options.error(f"layer_types has {len(types)} entries for {layers} layers")
     return tuple(i for i, kind in enumerate(types) if kind == LOCAL)
 
 
@@ -256,30 +268,13 @@ def _write_layers(config: DecoderConfig) -> list[str]:
     return [LOCAL if layer in local else GLOBAL for layer in range(config.num_layers)]
 
 
-def _gemma(
-    options: Options,
-    defaults: Mapping[str, int],
-    *,
-    period: int,
-    caps: tuple[float | None, float | None],
-) -> Fields:
-    """What Gemma 2 and Gemma 3 have in common.
-
-    Args:
-      options: config.json.
-      defaults: sizes that it may leave out.
-      period: of the layers that are not local, where it does not list them.
-      caps: of attention scores and of logits, where it does not tell them; null is none.
-    """
+def _gemma(options: Options, defaults: Mapping[str, int], *, period: int) -> Fields:
+    """What Gemma 2 and 3 have in common; without a list every `period`-th layer is not local."""
     fields = _sizes(options, defaults)
-    local = _listed_layers(options, fields["num_layers"])
+    layers = fields["num_layers"]
+    local = _listed_layers(options, layers)
     if local is None:
-        local = tuple(i for i in range(fields["num_layers"]) if (i + 1) % period)
-    keys = ("attn_logit_softcapping", "final_logit_softcapping")
-    attention_cap, logit_cap = (
-        options.number(key, None if options.has(key) else cap)
-        for key, cap in zip(keys, caps, strict=True)
-    )
+        local = tuple(i for i in range(layers) if (i + 1) % period)
     return fields | {
         **_biases(options),
         "activation": options.choice("hidden_activation", _ACTIVATIONS, "gelu_pytorch_tanh"),
@@ -288,11 +283,23 @@ def _gemma(
         "post_norms": True,
         "embed_scale": fields["hidden_size"] ** 0.5,
         "attention_scale": options.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        "attention_softcap": attention_cap,
-        "logit_softcap": logit_cap,
         "window": options.size("sliding_window", 4096),
         "local_layers": local,
     }
+
+
+def _gemma3(options: Options) -> Fields:
+    """Gemma 3 with or without eyes. Scores have no cap: transformers reads one and forgets it."""
+    period = options.size("sliding_window_pattern", options.size("_sliding_window_pattern", 6))
+    fields = _gemma(options, _GEMMA3, period=period)
+    theta, scaling, local_theta = read_rope_per_kind(options, fields["max_length"])
+    rope = {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local_theta}
+    return fields | rope | {"qk_norm": True}
+
+
+def _cap(options: Options, key: str, default: float | None) -> float | None:
+    """A soft cap, where null is none and silence the default."""
+    return options.number(key, None if options.has(key) else default)
 
 
 def _write_gemma(config: DecoderConfig) -> Fields:

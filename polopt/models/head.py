@@ -42,6 +42,8 @@ class Head:
     dtype: Any = dataclasses.field(metadata={"static": True})
     # Logits become cap * tanh(logits / cap).
     softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    # Whether only the states have a gradient: the other takes a product as large as the logits'.
+    fixed_unembedding: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class Rows(NamedTuple):
@@ -162,17 +164,17 @@ def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any
         return {name: part.add(total[name], heads[name], change[name]) for name in heads}
 
     def zero(head: Head) -> Head:
-        wide = _wide(head.unembedding.dtype)
+        unembedding = jnp.zeros(head.unembedding.shape, _wide(head.unembedding.dtype))
         return dataclasses.replace(
             head,
             hidden=jnp.zeros_like(head.hidden),
-            unembedding=jnp.zeros(head.unembedding.shape, wide),
+            # None is how a rule tells JAX that there is no gradient.
+            unembedding=None if head.fixed_unembedding else unembedding,
         )
 
     zeros = {name: zero(head) for name, head in moving.items()}
     total = lax.fori_loop(0, rows.chunks, body, zeros)
-    gradient = jax.tree.map(lambda change, x: change.astype(x.dtype), total, moving)
-    return gradient, None, None
+    return {name: _narrow(total[name], head) for name, head in moving.items()}, None, None
 
 
 head_columns.defvjp(_forward, _backward)
@@ -206,6 +208,12 @@ def _float_leaves(tree: Any) -> list[Array]:
 def _wide(dtype: Any) -> Any:
     """float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def _narrow(gradient: Head, head: Head) -> Head:
+    """A gradient in the types of what it is of."""
+    of = {**vars(head), "unembedding": None} if head.fixed_unembedding else vars(head)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, Head(**of))
 
 
 def _cast(heads: dict[str, Head]) -> dict[str, Head]:
@@ -278,17 +286,14 @@ class _Part(NamedTuple):
         change = jnp.where(self.live, change, 0).astype(head.dtype)
         hidden = self._cooled(_product("cv,vd->cd", change, head.unembedding), head)
         source = jnp.where(self.live[:, 0], self.source, total.hidden.shape[0])
-        return dataclasses.replace(
-            total,
-            hidden=total.hidden.at[source].add(hidden.astype(total.hidden.dtype), mode="drop"),
-            unembedding=lax.platform_dependent(
-                total.unembedding,
-                change,
-                self.states(head),
-                cpu=_add_in_blocks,
-                default=_add_product,
-            ),
+        hidden = total.hidden.at[source].add(hidden.astype(total.hidden.dtype), mode="drop")
+        total = dataclasses.replace(total, hidden=hidden)
+        if head.fixed_unembedding:
+            return total
+        unembedding = lax.platform_dependent(
+            total.unembedding, change, self.states(head), cpu=_add_in_blocks, default=_add_product
         )
+        return dataclasses.replace(total, unembedding=unembedding)
 
     def _cooled(self, states: Array, head: Head) -> Array:
         wide = _wide(states.dtype)

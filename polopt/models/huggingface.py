@@ -107,6 +107,7 @@ def load(
     return model, params, tokenizer
 
 
+@functools.lru_cache(maxsize=8)
 def leaves_of(model: LanguageModel) -> dict[LeafPath, tuple[int, ...]]:
     """Shapes of the parameters, by path."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -140,7 +141,7 @@ def save(
       PoloptError: the folder holds something, no family has such a decoder, `params` is not the
         model's, or a value is not finite in the type of the files.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PoloptError(f"{folder} is there already: name a new folder")
     if dtype is not None and dtype not in DTYPES:
@@ -263,20 +264,33 @@ def _match(
                 f"{folder}: {name} has shape {list(stored[name].shape)}: config.json asks for "
                 f"{list(shape)}"
             )
-    extra = [name for name in stored if name not in wanted and not _BUFFERS.search(name)]
-    extra = [name for name in extra if not name.startswith(family.others or ("\0",))]
-    heads = [name for name in extra if name.split(".")[-2:] == [HEAD, "weight"]]
-    if config.tie_embeddings:
-        for head in heads:
-            if not equal(stored[head], stored[f"{root}embed_tokens.weight"]):
-                raise PoloptError(
-                    f"{folder}: {head} is not the embedding, though config.json ties them "
-                    "(tie_word_embeddings)"
-                )
-        extra = [name for name in extra if name not in heads]
-    if extra:
-        raise PoloptError(f"{folder}: tensors without a place in the model: {_some(extra)}")
+    extra = [name for name in stored if name not in wanted]
+    _check_extra(folder, family, config, stored, extra, f"{root}embed_tokens.weight")
     return found
+
+
+def _check_extra(
+    folder: Path,
+    family: Family,
+    config: DecoderConfig,
+    stored: Mapping[str, Stored],
+    extra: list[str],
+    embedding: str,
+) -> None:
+    """Accept of what has no place only what follows from the rest, and other parts of a family."""
+    unknown = []
+    for name in extra:
+        if _BUFFERS.search(name) or any(name.startswith(part) for part in family.others):
+            continue
+        if not config.tie_embeddings or name.split(".")[-2:] != [HEAD, "weight"]:
+            unknown.append(name)
+        elif not equal(stored[name], stored[embedding]):
+            raise PoloptError(
+                f"{folder}: {name} is not the embedding, though config.json ties them "
+                "(tie_word_embeddings)"
+            )
+    if unknown:
+        raise PoloptError(f"{folder}: tensors without a place in the model: {_some(unknown)}")
 
 
 def _check_count(folder: Path, config: DecoderConfig, count: int) -> None:
@@ -335,9 +349,10 @@ def _placement(
         sharding = of(name) if callable(of) else of
         try:
             return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise PoloptError(f"load: {name} of shape {array.shape}: {reason}") from error
+        except (ValueError, IndexError) as error:  # too many axes, or parts of unequal size
+            raise PoloptError(
+                f"load: {name} of shape {array.shape} does not fit {sharding}"
+            ) from error
 
     return place
 

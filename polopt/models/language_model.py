@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 
 from polopt.errors import PoloptError
+from polopt.models import intercept
 from polopt.models.attention import KeyValue, Rule, attention, near
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
@@ -47,6 +48,8 @@ class LanguageModel:
       config: the decoder's shape.
       compute_dtype: "float32" or "bfloat16", in which matmuls and the residual stream run. Norms,
         softmax and all results are float32; `params` may have either type.
+      quantised: what `params` hold of the layers' matrices, if not their numbers:
+        `polopt.models.quantise.quantise` makes such a handle, and its parameters.
 
     >>> config = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=2, num_heads=2,
     ...                        num_kv_heads=1, head_dim=8, mlp_size=32, max_length=128)
@@ -58,6 +61,7 @@ class LanguageModel:
 
     config: DecoderConfig
     compute_dtype: str = "float32"
+    quantised: str | None = None
 
     def __post_init__(self) -> None:
         if self.compute_dtype not in _DTYPES:
@@ -134,6 +138,11 @@ class LanguageModel:
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     @property
+    def fixed_unembedding(self) -> bool:
+        """Whether the output matrix stays as it is when the model is trained."""
+        return False
+
+    @property
     def logit_softcap(self) -> float | None:
         """What logits are softly capped by (Gemma 2)."""
         return self.config.logit_softcap
@@ -202,6 +211,13 @@ class LanguageModel:
         positions = _after(prompt, rows) + place[:, None]
         hidden, cache, _ = self._run(params, tokens[:, None], positions, attend, memory)
         return cache, hidden[:, 0]
+
+    def module(self, rngs: nnx.Rngs) -> Decoder:
+        """The decoder itself, with random weights."""
+        decoder = Decoder(self.config, jnp.dtype(self.compute_dtype), rngs)
+        if self.quantised is None:
+            return decoder
+        return intercept.quantised(decoder, self.quantised)
 
     def _run(
         self,
@@ -276,16 +292,20 @@ def _linear(head: Params, states: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
+def abstract_module(model: LanguageModel) -> Decoder:
+    """The module without numbers: the same object for equal handles."""
+    return nnx.eval_shape(lambda: model.module(nnx.Rngs(0)))
+
+
+@functools.lru_cache(maxsize=64)
 def _graph(model: LanguageModel) -> Any:
     """The module's static half: the same object for equal handles, so nothing retraces."""
-    make = functools.partial(Decoder, model.config, jnp.dtype(model.compute_dtype))
-    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.graphdef(abstract_module(model))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: LanguageModel, key: Array) -> Params:
-    decoder = Decoder(model.config, jnp.dtype(model.compute_dtype), nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.state(decoder))
+    return nnx.to_pure_dict(nnx.state(model.module(nnx.Rngs(key))))
 
 
 def _after(prompt: Prompt, rows: int) -> Array:

@@ -138,4 +138,8 @@ class Options:
         """The error for a value that is not accepted."""
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return PoloptError(f"{self._where}: {key} is {shown}: accepted are {accepted}")
+        return self.error(f"{key} is {shown}: accepted are {accepted}")
+
+    def error(self, message: str) -> PoloptError:
+        """The error of some message, with the place in front."""
+        return PoloptError(f"{self._where}: {message}")

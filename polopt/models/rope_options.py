@@ -38,7 +38,7 @@ def read_rope_per_kind(options: Options, length: int) -> tuple[float, Scaling, f
     theta, scaling = _rotation(given, theta, length, options)
     local_theta, stretched = _rotation(local, local_theta, length, options)
     if local is not None and stretched is not None:
-        raise local.wrong("rope_type", stretched["kind"], "default, for local layers")
+        raise local.error(f"rope_type is {stretched['kind']}: local layers accept default only")
     return theta, scaling, local_theta
 
 
@@ -63,7 +63,7 @@ def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
 def _given(options: Options) -> Options | None:
     older, newer = options.inner("rope_scaling"), options.inner("rope_parameters")
     if older is not None and newer is not None:
-        raise options.wrong("rope_scaling", "there beside rope_parameters", "one of them")
+        raise options.error("both rope_scaling and rope_parameters: accepted is one of them")
     return newer if older is None else older
 
 

@@ -72,6 +72,8 @@ def read_json(path: Path) -> dict[str, Any]:
       PoloptError: no such file, or something else in it.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise PoloptError(f"{path}: no such file")
         if path.stat().st_size > _MOST_JSON:
             raise PoloptError(f"{path}: more than {_MOST_JSON} bytes of JSON")
         return parse_object(path.read_bytes(), str(path))
@@ -258,11 +260,11 @@ def _check_finite(values: np.ndarray, where: str) -> None:
 
 
 def _read_block(file: BinaryIO, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
-    block = np.empty(shape, stored.dtype)
-    room = memoryview(block.reshape(-1).view(np.uint8))
-    if file.readinto(room) != len(room):
+    size = math.prod(shape) * stored.dtype.itemsize
+    block = np.fromfile(file, np.uint8, size)
+    if len(block) != size:
         raise PoloptError(f"{stored.file}: truncated within {stored.name}")
-    return block
+    return block.view(stored.dtype).reshape(shape)
 
 
 def write_tensors(folder: Path, tensors: Sequence[Outgoing], most: int) -> None:
@@ -315,4 +317,4 @@ def _write_file(path: Path, tensors: Sequence[Outgoing]) -> None:
                 with np.errstate(over="ignore"):
                     block = np.ascontiguousarray(flat[rows]).astype(tensor.dtype)
                 _check_finite(block, f"{path}: {tensor.name}")
-                file.write(block.reshape(-1).view(np.uint8))
+                block.reshape(-1).view(np.uint8).tofile(file)

@@ -21,8 +21,9 @@ class Language(Protocol):
     """What `score` asks of a policy, teacher or reference: `LanguageModel` has it.
 
     A module may say in which type its logits are multiplied by an attribute `compute_dtype`
-    (without one it is the type of the unembedding), and by what they are softly capped by
-    `logit_softcap`. With `states(params, layout)` it can be scored over a layout, and a critic with
+    (without one it is the type of the unembedding), by what they are softly capped by
+    `logit_softcap`, and that its unembedding is not trained by `fixed_unembedding`. With
+    `states(params, layout)` it can be scored over a layout, and a critic with
     `values(params, layout)`.
     """
 
@@ -228,4 +229,5 @@ def _head(module: Any, params: Any, tokens: Array, trained: bool, how: _How) -> 
         unembedding=unembedding,
         dtype=jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype)),
         softcap=getattr(module, "logit_softcap", None),
+        fixed_unembedding=getattr(module, "fixed_unembedding", False),
     )

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from polopt.rollout.episodes import Episode
+from polopt.rollout.lanes import Generated
 from polopt.rollout.rows import AT_PROMPT, Row, Sampler, Segment, resume
-from polopt.rollout.sampler import Generated
 from polopt.trajectory.sampling import Branch, Uncertain
 from polopt.types import Stop
 

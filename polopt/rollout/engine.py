@@ -62,6 +62,7 @@ class Engine:
         lengths: np.ndarray,
         ids: np.ndarray,
         offset: np.ndarray | None = None,
+        most: np.ndarray | None = None,
     ) -> Generated:
         """Complete `prompts i32[P,S]` of `lengths i32[P]` for rows `ids i32[P,G]`.
 
@@ -71,12 +72,23 @@ class Engine:
           prompts, lengths: padded on the right; a length of 0 is a padding prompt.
           ids: unique in the run.
           offset: i32[P,G], the position of each row's first token; 0 if not given.
+          most: i32[P,G], tokens after which each row stops, 1 to C; C if not given.
 
         Returns:
           Generated, of N = P * G rows, on the host.
+
+        Raises:
+          PoloptError: a `most` below 1 or above C.
         """
+        C = self.max_new_tokens
         offset = np.zeros_like(ids) if offset is None else offset
-        return _Call(self, params, key, prompts, lengths, ids, offset).go()
+        most = np.full_like(ids, C) if most is None else np.asarray(most)
+        if most.size and not (1 <= most.min() and most.max() <= C):
+            raise PoloptError(
+                f"Engine: most is {most.min()} to {most.max()} tokens: give 1 to {C} "
+                "(max_new_tokens)"
+            )
+        return _Call(self, params, key, prompts, lengths, ids, offset, most).go()
 
 
 class _Place(NamedTuple):
@@ -98,10 +110,13 @@ class _Call:
         lengths: np.ndarray,
         ids: np.ndarray,
         offset: np.ndarray,
+        most: np.ndarray,
     ) -> None:
         self.engine, self.params, self.key = engine, params, key
         self.prompts, self.lengths = np.asarray(prompts), np.asarray(lengths)
-        self.ids, self.offset = np.asarray(ids).reshape(-1), np.asarray(offset).reshape(-1)
+        self.ids, self.offset, self.most = (
+            np.asarray(x).reshape(-1) for x in (ids, offset, most)
+        )
         P, self.G = ids.shape
         self.waiting = [p for p in range(P) if lengths[p] > 0]  # prompts without a slot
         slots, self.width = _shape(len(self.waiting), self.G, engine.lanes)
@@ -220,6 +235,7 @@ class _Call:
                 starting,
                 self.ids[rows],
                 self.offset[rows],
+                self.most[rows],
                 engine.drawing,
             )
         return _run(

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from polopt.errors import PoloptError
+from polopt.rollout.lanes import Generated
 from polopt.rollout.rows import Row, Sampler, Segment, resume
-from polopt.rollout.sampler import Generated
 from polopt.tasks.environment import Environment, Reply, State
 from polopt.tasks.score import sample_name
 from polopt.types import Stop

@@ -69,6 +69,7 @@ class Lanes:
     key: Array  # of the run
     id: Array  # i32[N] the row that a lane draws
     offset: Array  # i32[N] position of its first token
+    most: Array  # i32[N] tokens after which it stops
     token: Array  # i32[N] the last token drawn
     running: Array  # bool[N]
     out: Generated  # [N,C]
@@ -107,6 +108,7 @@ def open_lanes(
         key=key,
         id=jnp.zeros(N, jnp.int32),
         offset=jnp.zeros(N, jnp.int32),
+        most=jnp.full(N, room, jnp.int32),
         token=jnp.zeros(N, jnp.int32),
         running=jnp.zeros(N, bool),
         out=Generated.empty(N, room, entropy),
@@ -136,9 +138,13 @@ def start(
     chosen: Array,
     ids: Array,
     offset: Array,
+    most: Array,
     drawing: Drawing,
 ) -> Lanes:
-    """Draw the first token of some lanes `bool[N]`, for rows `ids i32[N]`; the rest goes on."""
+    """Draw the first token of some lanes `bool[N]`, for rows `ids i32[N]`; the rest goes on.
+
+    The new rows stop after `most i32[N]` tokens, 1 to C.
+    """
     N = chosen.shape[0]
     hidden = jax.tree.map(lambda state: jnp.repeat(state, N // state.shape[0], axis=0), lanes.last)
     fresh = Generated.empty(N, lanes.out.tokens.shape[1], lanes.out.entropy is not None)
@@ -150,6 +156,7 @@ def start(
         lanes,
         id=choose(ids, lanes.id),
         offset=choose(offset, lanes.offset),
+        most=choose(most, lanes.most),
         out=jax.tree.map(choose, fresh, lanes.out),
     )
     drawn = _draw(model, params, lanes, hidden, drawing)
@@ -194,6 +201,7 @@ def compact(lanes: Lanes, slots: Array, chosen: Array) -> Lanes:
         cache=of_lanes(lanes.cache),
         id=lanes.id[chosen],
         offset=lanes.offset[chosen],
+        most=lanes.most[chosen],
         token=lanes.token[chosen],
         running=lanes.running[chosen],
         out=of_lanes(lanes.out),
@@ -229,7 +237,7 @@ def _append(lanes: Lanes, drawn: Drawn, writing: Array, drawing: Drawing) -> Lan
         return column.at[jnp.arange(N), at].set(value.astype(column.dtype), mode="drop")
 
     length = out.length + writing
-    reason = jnp.where(length == C, jnp.int32(Stop.LENGTH), jnp.int32(Stop.NONE))
+    reason = jnp.where(length == lanes.most, jnp.int32(Stop.LENGTH), jnp.int32(Stop.NONE))
     reason = jnp.where(_is_one_of(drawn.token, drawing.stop_ids), Stop.STOP_TOKEN, reason)
     reason = jnp.where(_is_one_of(drawn.token, drawing.eos_ids), Stop.EOS, reason)
     out = Generated(

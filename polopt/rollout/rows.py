@@ -13,7 +13,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from polopt.rollout.sampler import Generated
+from polopt.rollout.lanes import Generated
 from polopt.tasks.task import Example
 from polopt.types import Stop, Trajectories
 

@@ -47,6 +47,7 @@ def generate(
     allowed_vocab: int | None = None,
     grow_at: tuple[int, ...] = (),
     offset: Array | int = 0,
+    most: Array | None = None,
     entropy: bool = False,
 ) -> Generated:
     """Complete every prompt `group_size` times.
@@ -73,6 +74,7 @@ def generate(
         reading room that is still empty and compiles the token step once more.
       offset: i32[N], the position of each row's first token: what it wrote in earlier calls whose
         tokens are part of the prompt now, so that no random number is used twice.
+      most: i32[N], tokens after which a row stops, 1 to C; C if not given.
       entropy: record the entropy of every draw as well.
 
     Returns:
@@ -104,7 +106,8 @@ def generate(
         entropy=entropy,
     )
     real = jnp.repeat(prompt_lengths > 0, group_size)
-    lanes = start(model, params, lanes, real, ids, jnp.broadcast_to(offset, (N,)), drawing)
+    offset, most = (jnp.broadcast_to(x, (N,)) for x in (offset, C if most is None else most))
+    lanes = start(model, params, lanes, real, ids, offset, most, drawing)
     for room in rooms:
         lanes = run(model, params, grow(lanes, room), drawing, until=room, idle=N)
     return lanes.out

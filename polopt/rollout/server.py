@@ -21,8 +21,8 @@ from polopt.errors import PoloptError, did_you_mean
 from polopt.modifiers import with_truncated_is
 from polopt.rollout.dialects import DIALECTS, Ask, Dialect, Reply, Reported
 from polopt.rollout.draw import Decoding
+from polopt.rollout.lanes import Generated
 from polopt.rollout.replies import COLDEST, check_decoding, check_reply, split
-from polopt.rollout.sampler import Generated
 from polopt.rollout.wire import Line, Server, ServerError, all_at_once
 from polopt.trajectory import (
     flow_balance,

@@ -36,7 +36,8 @@ class TrainConfig:
     reward: str | None = None
     """Your own reward function, as file.py:name or module:name."""
     model: str = "base"
-    """The model to start from: base (ships with polopt) or the folder of a model or a run."""
+    """The model to start from: base (ships with polopt), smollm2-135m, a .gguf file, or the folder
+    of a model (as Hugging Face or polopt writes it) or of a run."""
     teacher: str | None = None
     """The model to learn from, for methods that distil: base or the folder of a model or a run."""
     problems: int | None = None
@@ -54,13 +55,26 @@ class TrainConfig:
     """Optimiser steps per pass (None: the method's, scaled down)."""
     micro_batch: int | None = None
     """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which models compute; weights, log-probabilities and losses are float32."""
+    lanes: int | None = None
+    """Rows that are sampled side by side; a finished one makes room for the next (None: all)."""
     pack: Literal["auto", "always", "never"] = "auto"
     """Compute completions of a prompt side by side, without padding; auto: large models only."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory for a third more time."""
 
+    lora_rank: int = 0
+    """Train adapters of this rank over a model that stays (0: train the model itself)."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters: what they add to a matrix is multiplied by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("(attention|mlp)/.*",)
+    """Which linear maps are adapted, as regular expressions: attention/(q|v), layers/0/mlp/.*."""
+    quantise: Literal["int8", "int4", "nf4"] | None = None
+    """Keep the model under the adapters in eight or four bits a number."""
+
     learning_rate: float = 1e-4
-    """Peak learning rate."""
+    """Peak learning rate; adapters want about ten times that of full training."""
     warmup: int = 5
     """Optimiser steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -110,6 +124,10 @@ class TrainConfig:
         for path, value in assignments(self.set, "set").items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"set: {path} takes a number, not {value!r}")
+        if self.quantise and not self.lora_rank:
+            raise UsageError("quantise: quantised weights stay as they are: give --lora-rank too")
+        if self.lora_rank and not self.lora_targets:
+            raise UsageError("lora_targets must name at least one linear map")
 
     @property
     def folder(self) -> Path:
@@ -225,6 +243,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "micro_batch",
             "max_new_tokens",
             "top_k",
+            "lanes",
             "devices",
             "problems",
             "samples",
@@ -236,6 +255,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         name: ("at least 0", lambda v: v >= 0)
         for name in (
             "warmup",
+            "lora_rank",
             "eval_every",
             "eval_problems",
             "checkpoint_every",
@@ -244,6 +264,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a multiple of 32, at least 32", lambda v: v >= 32 and v % 32 == 0),
     "learning_rate": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
     "weight_decay": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
+    "lora_alpha": ("above 0 and finite", lambda v: 0 < v < math.inf),
     "max_grad_norm": ("above 0 and finite", lambda v: 0 < v < math.inf),
     "temperature": ("above 0 and finite", lambda v: 0 < v < math.inf),
     "top_p": ("above 0 and at most 1", lambda v: 0 < v <= 1),
@@ -257,7 +278,7 @@ _SAMPLE_RANGES = _RANGES | {"temperature": ("at least 0 and finite", lambda v: 0
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
-        *("devices", "parallel", "micro_batch", "pack", "remat"),
+        *("devices", "parallel", "micro_batch", "pack", "remat", "lanes"),
     ]
 )
 

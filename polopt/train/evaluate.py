@@ -14,12 +14,11 @@ from polopt.rollout.rows import Sampler
 from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
+from polopt.train.policy import Policy, load_policy
 from polopt.train.setup import (
-    Policy,
     collector_of,
     completer,
     decoding_of,
-    load_policy,
     task_of,
 )
 from polopt.train.sinks import SampleView

@@ -24,6 +24,7 @@ from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel, ValueModel
 from polopt.models.layout import Layout, Room, plan
+from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
 from polopt.rollout.pool import new_pool
@@ -33,15 +34,14 @@ from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
 from polopt.train.hindsight import in_place, told
-from polopt.train.models import DRIFT, first_params, roles
+from polopt.train.models import DRIFT, first_params, parts, roles, together
 from polopt.train.parallel import Parallel, choose
+from polopt.train.policy import Policy, adapted, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rows import assign_steps, pad_rows, round_up
 from polopt.train.setup import (
-    Policy,
     collector_of,
     decoding_of,
-    load_policy,
     make_optimizer,
     packs,
     pool_of,
@@ -87,7 +87,9 @@ def train(
     alg = scale(algorithm, config)
     config = resolve(config, alg)
     parallel = choose(config.parallel, config.devices)
-    policy = policy or load_policy(config.model)
+    policy = adapted(policy or load_policy(config.model, config.compute_dtype), config)
+    if isinstance(policy.model, LoraModel):
+        check_applied(policy.model, policy.params)
     teacher = teacher_of(alg, config, policy, teacher)
     with contextlib.ExitStack() as held:
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
@@ -120,6 +122,7 @@ class Run:
         self.started = time.perf_counter()
         self.roles = roles(alg, policy.model, teacher.model if teacher else None)
         self.teacher, self.given = teacher, {}
+        self.start, self.base = parts(policy.model, policy.params)
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
         groups = -(-self.prompts // alg.update.minibatches)
@@ -156,7 +159,13 @@ class Run:
         room = min(module.config.max_length for module in self.roles.modules.values())
         self.collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
         self.samplers = make_samplers(
-            policy, self.roles.modules, decoding_of(config), self.collector, parallel
+            policy,
+            self.roles.modules,
+            decoding_of(config),
+            self.collector,
+            parallel,
+            slots=config.lanes,
+            large=self.packed,
         )
         self.sampler = self.samplers.policy
 
@@ -232,7 +241,7 @@ class Run:
     # ------------------------------------------------------------ rollout and evaluation
 
     def _rollout(self, now: Progress, given: Params) -> Rollout:
-        params = {**given, "policy": now.state.params["policy"]}
+        params = together(given, now.state.params)
         writers = self.samplers.writers(params, self.sample_key, self.companion_key)
         return self.collector.collect(writers, self.prompts, now.cursor, now.pool)
 
@@ -240,7 +249,8 @@ class Run:
         if not self.task.held_out:
             return None
         start = time.perf_counter()
-        sample = functools.partial(self.sampler, now.state.params["policy"], self.eval_key)
+        params = together(self.given, now.state.params)["policy"]
+        sample = functools.partial(self.sampler, params, self.eval_key)
         metrics, shown = evaluation(self.collector, sample, self.task.held_out, SAMPLES_SHOWN)
         metrics["time/eval"] = time.perf_counter() - start
         self.sink.evaluation(now.step, metrics)
@@ -253,21 +263,28 @@ class Run:
         """Parameters that never move, of models that the method reads."""
         fixed = {"teacher": self.teacher.params} if self.teacher else {}
         if self.alg.update.reference == "frozen":
-            fixed["reference"] = self.policy.params
+            fixed["reference"] = self.start
         return {name: params for name, params in fixed.items() if name in self.roles.given}
+
+    def _bases(self, base: Any) -> Params:
+        """The one base, for every model that has adapters over it."""
+        over = [name for name in self.roles.trained if name in ("policy", "prm")]
+        return {} if base is None else dict.fromkeys(over, base)
 
     def _given(self, now: Progress) -> Params:
         """Parameters that no optimiser step of this batch moves."""
-        if now.average:
-            return {**self.given, "reference": now.average}
-        if "reference" in self.roles.given and "reference" not in self.given:
-            # A copy: the state is donated to the first optimiser step.
-            return {**self.given, "reference": jax.tree.map(jnp.copy, now.state.params["policy"])}
-        return self.given
+        if "reference" not in self.roles.given:
+            return self.given
+        reference = now.average or self.given.get("reference")
+        if not reference:  # A copy: the state is donated to the first optimiser step.
+            reference = jax.tree.map(jnp.copy, now.state.params["policy"])
+        if base := self.given.get("policy"):
+            reference = join(reference, base)
+        return {**self.given, "reference": reference}
 
     def _score(self, now: Progress, given: Params, rollout: Rollout) -> Trajectories:
         """Add the columns that the pieces need."""
-        trajectories, everyone = rollout.trajectories, {**given, **now.state.params}
+        trajectories, everyone = rollout.trajectories, together(given, now.state.params)
         made: dict[str, Any] = {}
         if self.roles.columns:
             rows, N = self._all_rows(trajectories)
@@ -373,11 +390,12 @@ class Run:
         pool = new_pool(self.alg.sampling, prompts)
         if self.roles.drift:
             pool |= no_responses(prompts, self.collector.room)
-        return Progress(self._start(), pool=pool, average=self.policy.params if ema else {})
+        return Progress(self._start(), pool=pool, average=self.start if ema else {})
 
     def _resume(self) -> Progress:
         start, folder = self._first(), self.record.checkpoints
-        self.given = self.parallel.replicate(self._fixed())
+        base, fixed = self.parallel.replicate((self.base, self._fixed()))
+        self.given = {**fixed, **self._bases(base)}
         found = restore(folder, start) if self.record.resumed else None
         if self.record.resumed:
             self.record.resume_at(found.step if found else -1)

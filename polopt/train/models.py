@@ -17,6 +17,7 @@ from polopt.columns import kl_full, models_of
 from polopt.compose import RECORDED
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel, PartitionModel, ValueModel
+from polopt.models.lora import LoraModel, join, split
 from polopt.rollout.rows import ANSWER, LABELS
 from polopt.trajectory.sampling import Hindsight
 from polopt.transform import Want
@@ -135,15 +136,33 @@ def _early(alg: Algorithm) -> set[str]:
 
 
 def first_params(made: Roles, policy_params: Any, seed: int) -> dict[str, Any]:
-    """Parameters of the trained models before the first step.
+    """What moves of the trained models, before the first step.
 
-    The process reward model starts as the policy; a critic's decoder does, too.
+    The process reward model starts as the policy; a critic's decoder does, too, and is trained
+    whole even where the policy has adapters.
     """
-    key = jax.random.key(seed)
+    key, policy = jax.random.key(seed), made.modules["policy"]
+    start, base = parts(policy, policy_params)
+
+    def critic() -> Any:
+        whole = policy_params if base is None else policy.merge(policy_params)[1]
+        return made.modules["critic"].init(jax.random.fold_in(key, 3), whole)
+
     starts = {
-        "policy": lambda: policy_params,
-        "prm": lambda: policy_params,
-        "critic": lambda: made.modules["critic"].init(jax.random.fold_in(key, 3), policy_params),
+        "policy": lambda: start,
+        "prm": lambda: start,
+        "critic": critic,
         "partition": lambda: made.modules["partition"].init(jax.random.fold_in(key, 4)),
     }
     return {name: starts[name]() for name in made.trained}
+
+
+def parts(module: Any, params: Any) -> tuple[Any, Any]:
+    """(what is trained, what stays) of a model's parameters; None stays of one without adapters."""
+    return split(params) if isinstance(module, LoraModel) else (params, None)
+
+
+def together(given: Mapping[str, Any], moving: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of all models: adapters are `moving` over a base that is `given` by their name."""
+    over = {name: join(part, given[name]) for name, part in moving.items() if name in given}
+    return {**given, **moving, **over}

@@ -12,7 +12,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,31 +19,21 @@ import optax
 
 from polopt.algorithm import Algorithm, needs, pieces
 from polopt.errors import PoloptError, UsageError, did_you_mean
-from polopt.models import LanguageModel, base
-from polopt.models.tokenizer import Tokenizer
 from polopt.rollout.collect import Collector
 from polopt.rollout.draw import Decoding
+from polopt.rollout.lanes import Drawing, Generated
 from polopt.rollout.rows import ANSWER
-from polopt.rollout.sampler import Generated, generate
+from polopt.rollout.sampler import generate
 from polopt.tasks import Example, IsolatedReward, Task, load_task
-from polopt.train import checkpoint
-from polopt.train.config import SampleConfig, TrainConfig, read_config
+from polopt.train.config import SampleConfig, TrainConfig
 from polopt.train.models import DRIFT, models_read
+from polopt.train.policy import Policy, load_policy
 from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform
 
 ROWS = 256  # completions per rollout, unless the configuration says otherwise
 PACKED_FLOPS = 1e12  # of a rollout's update, from which packing is worth its compilations
 LARGEST_GROUP, MOST_EPOCHS, MOST_MINIBATCHES = 8, 4, 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Policy:
-    """A model that can be sampled: handle, weights, and the tokenizer that belongs to them."""
-
-    model: LanguageModel
-    params: Any
-    tokenizer: Tokenizer
 
 
 def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> Algorithm:
@@ -239,7 +228,8 @@ def teacher_of(
         )
     if there and not needed:
         raise PoloptError(f"teacher: {name} reads none, so leave it out")
-    teacher = given or (load_policy(config.teacher) if config.teacher else None)
+    named = load_policy(config.teacher, config.compute_dtype) if config.teacher else None
+    teacher = given or named
     if teacher and teacher.tokenizer != policy.tokenizer:
         raise PoloptError(
             f"teacher: its tokenizer is not that of the model ({config.teacher} and "
@@ -274,6 +264,17 @@ def packs(config: TrainConfig, policy: Policy) -> bool:
     weights = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
     tokens = config.prompts * config.group_size * config.max_new_tokens
     return 6 * weights * tokens >= PACKED_FLOPS
+
+
+def drawing_of(policy: Policy, decoding: Decoding, collector: Collector) -> Drawing:
+    """How a policy's tokens are drawn and what ends a row, as the collector's task asks for it."""
+    return Drawing(
+        decoding=decoding,
+        eos_ids=policy.tokenizer.eos_ids,
+        stop_ids=collector.stop_ids,
+        allowed_vocab=policy.tokenizer.vocab_size,
+        entropy=collector.entropy,
+    )
 
 
 def completer(policy: Policy, decoding: Decoding, collector: Collector) -> Callable[..., Generated]:
@@ -314,31 +315,6 @@ def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:
         top_p=config.top_p or 1.0,
         min_p=config.min_p or 0.0,
     )
-
-
-def load_policy(name: str) -> Policy:
-    """The model to start from.
-
-    Args:
-      name: "base", the folder of a model (as `polopt pretrain` writes it), or the folder of a run,
-        whose newest whole checkpoint is taken.
-
-    Raises:
-      PoloptError: none of the three, or a run without a checkpoint.
-    """
-    folder = Path(name)
-    if name == "base" or (folder / base.MANIFEST).is_file():
-        model, params, tokenizer = base.load() if name == "base" else base.load(folder)
-        return Policy(model=model, params=params, tokenizer=tokenizer)
-    if not (folder / "config.json").is_file():
-        raise PoloptError(
-            f"no model {name!r}: accepted are base, the folder of a model and the folder of a run"
-        )
-    start = load_policy(read_config(folder).model)
-    found = checkpoint.restore(folder / "checkpoints", start.params, prefix="params.policy.")
-    if found is None:
-        raise PoloptError(f"{folder} has no checkpoint yet")
-    return dataclasses.replace(start, params=found[1])
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Schedule]:

@@ -22,6 +22,7 @@ from polopt.algorithm import Algorithm, State, advance, coupling, wants
 from polopt.compose import loss
 from polopt.models.layout import Layout
 from polopt.models.score import score
+from polopt.train.models import together
 from polopt.train.rows import take, take_prepared
 from polopt.transform import Want
 from polopt.types import (
@@ -44,7 +45,7 @@ Params = dict[str, Any]  # some of the same names
 class TrainState:
     """What one optimiser step reads and writes."""
 
-    params: Params  # of the models that are trained
+    params: Params  # of the models that are trained: what moves of them
     opt_state: Any
     memory: State
     step: Array  # i32, optimiser steps taken
@@ -77,9 +78,9 @@ def make_update(
     """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
 
     The step is `(state, given, trajectories, prepared, rows, layout) -> (state, info)`, where
-    `given` has the parameters of models that are read but not trained ("teacher", "reference"),
-    often {}, and `layout` says where the tokens of each micro-batch are computed (`plan` of the
-    rows with as many splits; None: in rows, padded).
+    `given` has the parameters of models that are read but not trained ("teacher", "reference") and
+    the bases of those that are trained by adapters, often {}, and `layout` says where the tokens of
+    each micro-batch are computed (`plan` of the rows with as many splits; None: in rows, padded).
 
     Args:
       modules: static handles of the models that the loss reads, by name: those with parameters in
@@ -124,7 +125,7 @@ def _outputs(
     batch: Trajectories,
     layout: Layout | None,
 ) -> PolicyOutputs:
-    everyone = {**given, **params}
+    everyone = together(given, params)
     models = {name: (module, everyone[name]) for name, module in modules.items()}
     want = ("logp", *wants(alg))
     return score(models, batch, want, trained=tuple(params), layout=layout, remat=remat)

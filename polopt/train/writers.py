@@ -13,9 +13,11 @@ import numpy as np
 from polopt.models import MixedModel
 from polopt.rollout.collect import Collector, Writers
 from polopt.rollout.draw import Decoding
+from polopt.rollout.engine import Engine
 from polopt.train.parallel import Parallel
+from polopt.train.policy import Policy
 from polopt.train.rows import round_up
-from polopt.train.setup import Policy, completer
+from polopt.train.setup import completer, drawing_of
 from polopt.trajectory.sampling import Sampling
 
 # (params, key, prompts [P,S], lengths [P], ids [P,G], offset [P,G] or nothing) -> Generated
@@ -59,6 +61,9 @@ def make_samplers(
     decoding: Decoding,
     collector: Collector,
     parallel: Parallel,
+    *,
+    slots: int | None = None,
+    large: bool = False,
 ) -> Samplers:
     """The samplers that a run needs; nothing is compiled yet.
 
@@ -66,11 +71,17 @@ def make_samplers(
       modules: static handles of the models that the method reads.
       decoding: how the batch is drawn, at a temperature that is a number.
       collector: whose task says how long a call may write.
+      slots: rows that decode side by side; None for all.
+      large: decoding takes so long that less work is worth more programs (`setup.packs`).
     """
     sampling = collector.sampling
     mixture, spec = sampling.mixture, sampling.companion
 
     def made(model: Any, how: Decoding = decoding) -> Compiled:
+        if not parallel.pmap and (slots or large):
+            drawing = drawing_of(policy, how, collector)
+            room = collector.turn_tokens
+            return Engine(model=model, drawing=drawing, max_new_tokens=room, lanes=slots)
         complete = completer(dataclasses.replace(policy, model=model), how, collector)
         return _dealt(parallel.rows(complete, dealt=4), parallel.devices)
 

@@ -122,3 +122,24 @@ def test_an_unembedding_of_several_blocks_and_a_rest():
         expected -= np.outer(z / z.sum(), state)
         expected[TOKENS[n, t]] += state
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_a_fixed_unembedding_has_no_gradient_and_takes_no_product():
+    class Fixed(Tape):
+        fixed_unembedding = True
+
+    def objective(params, module):
+        out = score({"policy": (module, params)}, trajectories(TOKENS, MASK), chunk=4)
+        return out.logp.sum()
+
+    wanted = jax.grad(objective)(PARAMS, Tape())
+    got = jax.grad(objective)(PARAMS, Fixed())
+    assert np.any(wanted["out"])
+    assert not np.any(got["out"])
+    np.testing.assert_array_equal(got["states"], wanted["states"])
+
+    def products(module):
+        return str(jax.make_jaxpr(jax.grad(lambda p: objective(p, module)))(PARAMS)).count("dot_g")
+
+    # Forward, again backward, and into the states; into the unembedding per platform.
+    assert products(Fixed()) == 3 < products(Tape())

@@ -126,7 +126,7 @@ def test_shared_prompts_and_packed_rows_save_positions():
     layout = plan(BATCH, np.arange(8))
     assert layout.prompt.shape == (1, 3, 8)
     assert layout.positions < 0.6 * 8 * T
-    # Nine, one and fourteen tokens (the last unread) continue the first prompt: in two bins of fourteen places.
+    # 9, 1 and 14 tokens continue the first prompt, the last of each unread: two bins of 14.
     segments = layout.segment[0].reshape(3, -1, 14)
     held = [(bins != OUTSIDE).sum() for bins in segments]
     assert held == [8 + 0 + 13, 3 + 5 + 2, 11]

@@ -19,11 +19,11 @@ def tensor(name: str, shape: list[int]) -> np.ndarray:
     """f32 values, large enough that every part of a model matters, and exact in any float type."""
     values = np.random.default_rng(zlib.crc32(name.encode())).random(shape)
     if "norm" in name:
-        values = 0.5 + values
+        values = 0.25 + 0.5 * values
     elif name.endswith("bias"):
         values = values - 0.5
     else:
-        scale = 1.0 if "embed" in name else (3 / shape[-1]) ** 0.5
+        scale = 0.25 if "embed" in name else (3 / shape[-1]) ** 0.5
         values = scale * (2 * values - 1)
     return (np.round(values * 128) / 128).astype(np.float32)
 
@@ -34,13 +34,14 @@ def tensors(meta: dict) -> dict[str, np.ndarray]:
 
 
 def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """tokens i32[4,20], length, prompt_length: two prompts, two completions of each, ragged."""
+    """tokens i32[6,20], length, prompt_length: two prompts, three ragged completions of each."""
     rng = np.random.default_rng(5)
-    tokens = rng.integers(3, 45, (4, 20)).astype(np.int32)
-    length = np.array([20, 13, 20, 15], np.int32)
-    prompt_length = np.array([6, 6, 9, 9], np.int32)
-    for one, two in ((0, 1), (2, 3)):
-        tokens[two, : prompt_length[one]] = tokens[one, : prompt_length[one]]
+    tokens = rng.integers(3, 45, (6, 20)).astype(np.int32)
+    prompt_length = np.array([6, 6, 6, 9, 9, 9], np.int32)
+    length = prompt_length + np.array([14, 7, 5, 11, 8, 3], np.int32)
+    for n in range(6):
+        first = n - n % 3
+        tokens[n, : prompt_length[n]] = tokens[first, : prompt_length[n]]
     return tokens, length, prompt_length
 
 

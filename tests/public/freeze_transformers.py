@@ -29,7 +29,7 @@ SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 16,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -49,11 +49,18 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+OWN_YARN = {  # bounds that both fall within the frequencies
+    "original_max_position_embeddings": 48,
+    "truncate": False,
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+    "attention_factor": 1.3,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 GEMMA3 = {
     "num_hidden_layers": 4,
-    "query_pre_attn_scalar": 20,
+    "query_pre_attn_scalar": 60,
     "sliding_window": 5,
     "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL],
     "rope_parameters": {
@@ -74,8 +81,6 @@ CASES = {
         "llama",
         "float16",
         {
-            "head_dim": 16,
-            "num_key_value_heads": 4,
             "tie_word_embeddings": True,
             "rope_parameters": LINEAR,
         },
@@ -83,7 +88,7 @@ CASES = {
     "llama_yarn": (
         "llama",
         "float32",
-        {"rope_parameters": YARN | {"truncate": False, "beta_fast": 8.0, "attention_factor": 1.3}},
+        {"rope_parameters": YARN | OWN_YARN},
     ),
     "qwen2_plain": ("qwen2", "bfloat16", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
     "qwen2_window": (
@@ -94,9 +99,13 @@ CASES = {
     "qwen3_plain": (
         "qwen3",
         "bfloat16",
-        {"head_dim": 16, "tie_word_embeddings": True, "rope_parameters": YARN},
+        {"tie_word_embeddings": True, "rope_parameters": YARN},
     ),
-    "qwen3_window": ("qwen3", "bfloat16", WINDOW | {"max_window_layers": 2, "attention_bias": True}),
+    "qwen3_window": (
+        "qwen3",
+        "bfloat16",
+        WINDOW | {"max_window_layers": 2, "attention_bias": True},
+    ),
     "gemma2": (
         "gemma2",
         "bfloat16",
@@ -108,7 +117,7 @@ CASES = {
             "attention_bias": True,
         },
     ),
-    "gemma3_text": ("gemma3_text", "bfloat16", GEMMA3),
+    "gemma3_text": ("gemma3_text", "bfloat16", GEMMA3 | {"final_logit_softcapping": 4.0}),
     "gemma3": (
         "gemma3",
         "bfloat16",
@@ -145,8 +154,9 @@ def older(config: dict) -> dict:
     """The same configuration as transformers 4 spells it."""
     made = copy.deepcopy(config)
     text = made.get("text_config", made)
-    rope = text.pop("rope_parameters")
+    rope, kind = text.pop("rope_parameters"), "type"
     if GLOBAL in rope:
+        kind = "rope_type"  # transformers 5 reads no "type" in Gemma 3
         text["rope_local_base_freq"] = rope[LOCAL]["rope_theta"]
         rope = rope[GLOBAL]
         text["sliding_window_pattern"] = 3
@@ -154,7 +164,7 @@ def older(config: dict) -> dict:
         text.pop("_sliding_window_pattern", None)
     text["rope_theta"] = rope.pop("rope_theta")
     if rope["rope_type"] != "default":
-        text["rope_scaling"] = {"type" if k == "rope_type" else k: v for k, v in rope.items()}
+        text["rope_scaling"] = {kind if k == "rope_type" else k: v for k, v in rope.items()}
     if text["model_type"] in ("qwen2", "qwen3", "gemma2"):
         text.pop("layer_types")  # follow from the window's own options
     if "num_local_experts" in text:

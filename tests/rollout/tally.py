@@ -11,7 +11,8 @@ from train import toy
 
 from polopt.rollout.collect import Collector
 from polopt.rollout.draw import Decoding
-from polopt.rollout.sampler import Generated, generate
+from polopt.rollout.lanes import Generated
+from polopt.rollout.sampler import generate
 from polopt.tasks import Example, Task
 from polopt.tasks.environment import Environment, Reply
 from polopt.trajectory import Sampling

@@ -9,8 +9,8 @@ from train import toy
 from polopt.errors import PoloptError
 from polopt.reward.filters import spread
 from polopt.rollout.collect import Collector, Cursor, Writers
+from polopt.rollout.lanes import Generated
 from polopt.rollout.pool import new_pool
-from polopt.rollout.sampler import Generated
 from polopt.tasks import abstain
 from polopt.trajectory.sampling import (
     Companion,

@@ -22,7 +22,7 @@ from polopt.reward import (
     teacher_reward,
 )
 from polopt.train import checkpoint
-from polopt.train.setup import Policy
+from polopt.train.policy import Policy
 from polopt.train.state import arrays
 from polopt.trajectory import (
     Update,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polopt.rollout.collect import Collector, Cursor, Writers
-from polopt.rollout.sampler import Generated
+from polopt.rollout.lanes import Generated
 from polopt.tasks import abstain
 from polopt.train.evaluate import complete_all, evaluation, views
 from polopt.train.record import unknown_keys

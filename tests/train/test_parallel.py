@@ -72,7 +72,9 @@ def test_a_step_sums_over_devices_and_donates_its_state():
 
     form = Parallel(4, True)
     state, given = form.replicate((jnp.float32(1), jnp.float32(100)))
-    after, info = form.step(update)(state, given, np.float32(10), np.float32(7), np.arange(8), np.full(8, 2))
+    after, info = form.step(update)(
+        state, given, np.float32(10), np.float32(7), np.arange(8), np.full(8, 2)
+    )
     assert after.tolist() == [167.0] * 4
     assert info.tolist() == 7
     assert state.is_deleted()

@@ -11,9 +11,9 @@ from polopt.algorithms import grpo as make_grpo
 from polopt.errors import PoloptError, UsageError
 from polopt.rollout import Decoding
 from polopt.train.config import TrainConfig
+from polopt.train.policy import load_policy
 from polopt.train.setup import (
     decoding_of,
-    load_policy,
     make_optimizer,
     reset,
     resolve,

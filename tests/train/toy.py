@@ -20,8 +20,9 @@ from polopt.tasks import Example, Task
 from polopt.train.config import TrainConfig
 from polopt.train.loop import Run
 from polopt.train.parallel import choose
+from polopt.train.policy import Policy, adapted
 from polopt.train.record import open_record
-from polopt.train.setup import Policy, pool_of, resolve, scale
+from polopt.train.setup import pool_of, resolve, scale
 from polopt.train.sinks import Fanout
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, kl_penalty, token_ratio
@@ -169,7 +170,8 @@ def make_run(algorithm, settings, on=None, teacher=None):
     settings = resolve(settings, alg)
     parallel = choose(settings.parallel, settings.devices)
     problems = pool_of(on or task(), alg, settings)
-    return Run(settings, alg, policy(), parallel, problems, None, None, teacher)
+    start = adapted(policy(), settings)
+    return Run(settings, alg, start, parallel, problems, None, None, teacher)
 
 
 def go(run, folder, *sinks, stop=None):
