@@ -29,7 +29,7 @@ from polopt.algorithm import (
 )
 from polopt.columns import name_of
 from polopt.errors import PoloptError
-from polopt.numerics import token_info
+from polopt.numerics import row_length, token_info
 from polopt.transform import (
     Transform,
     run,
@@ -87,10 +87,9 @@ def prepare(
         if transform.hooks.before
     }
     step = jnp.zeros_like(trajectories.id) if step_of is None else step_of
-    share = jnp.ones(keep.shape) if credit.share is None else credit.share
-    members = {
-        name: share * _members(writers, trajectories, keep) for name, writers in terms(alg).items()
-    }
+    members = {name: _members(writers, trajectories, keep) for name, writers in terms(alg).items()}
+    if credit.share is not None:
+        members = {name: credit.share * counted for name, counted in members.items()}
     rows = Rows(
         credit=jax.lax.stop_gradient(value),
         mask=keep,
@@ -157,7 +156,7 @@ def _clean(trajectories: Trajectories) -> Trajectories:
 
     real = jnp.arange(mask.shape[1])[None] < trajectories.length[:, None]
     # A row without actions is paid at its prompt; every other reward stands at an action.
-    earned = trajectories.scored[:, None] & real & (mask | ~mask.any(axis=1, keepdims=True))
+    earned = trajectories.scored[:, None] & real & (mask | (row_length(mask) == 0)[:, None])
     parts = {name: jnp.where(earned, _full(x), 0) for name, x in trajectories.reward_parts.items()}
     sampler, kept = clean(trajectories.logp_sampler), clean(trajectories.log_keep)
     always = dict(zip(RECORDED, (sampler, kept, sampler + kept), strict=True))

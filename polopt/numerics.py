@@ -13,6 +13,7 @@ from polopt.types import Array, Mean
 
 TOKEN_LIMIT = 20.0
 SEQUENCE_LIMIT = 10.0
+_BLOCK = 64  # tokens
 
 
 def safe_exp(x: Array, limit: float = TOKEN_LIMIT) -> Array:
@@ -87,6 +88,14 @@ def segment_total(x: Array, ids: Array) -> Array:
     n = ids.shape[0]
     total = jax.ops.segment_sum(x, _segments(ids, n), num_segments=n + 1)
     return jnp.where(ids < 0, 0, total[_segments(ids, n)])
+
+
+def segment_quotient(x: Array, y: Array, ids: Array, eps: float | Array) -> Array:
+    """[N]: for each row `Σ x / (Σ y + eps)` over the rows with its id; zero for id -1."""
+    n, at = ids.shape[0], _segments(ids, ids.shape[0])
+    above, below = (jax.ops.segment_sum(z, at, num_segments=n + 1) for z in (x, y))
+    # One division and one look-up per segment, which two totals would need twice.
+    return jnp.where(ids < 0, 0, (above / (below + eps))[at])
 
 
 def segment_max(x: Array, ids: Array) -> Array:
@@ -172,6 +181,26 @@ def group_std(x: Array, ids: Array, weight: Array, ddof: int) -> Array:
 
 def _tiny(x: Array) -> float:
     return float(jnp.finfo(x.dtype).tiny)
+
+
+def running_sum(x: Array, *, reverse: bool = False) -> Array:
+    """f32[N,T]: Σ_{s≤t} x_s over each row, or Σ_{s≥t} x_s if reverse. Every `x` must be finite.
+
+    >>> running_sum(jnp.array([[1.0, 2.0, 3.0]])).tolist()
+    [[1.0, 3.0, 6.0]]
+    """
+    # Triangles of ones over blocks, then over the blocks' totals: `jnp.cumsum` takes many times
+    # as long on CPU.
+    rows, width = x.shape
+    blocks = jnp.pad(x, ((0, 0), (0, -width % _BLOCK))).reshape(rows, -1, _BLOCK)
+
+    def through(values: Array, distance: int) -> Array:
+        size = values.shape[-1]
+        ones = jnp.tri(size, size, -distance, dtype=values.dtype)  # column t: s ≥ t + distance
+        return jnp.matmul(values, ones if reverse else ones.T, precision="highest")
+
+    before = through(jnp.sum(blocks, axis=2), 1)
+    return (through(blocks, 0) + before[..., None]).reshape(rows, -1)[:, :width]
 
 
 def suffix_sum(x: Array, gamma: float | Array, mask: Array) -> Array:

@@ -145,7 +145,7 @@ class Rows:
     credit: Array  # f32[N,T] constant in the loss
     mask: Array  # bool[N,T] action tokens that the reward side kept
     scored: Array  # bool[N] the reward was known
-    members: dict[str, Array]  # {term: f32[N,T]} how much a token counts in the denominator
+    members: dict[str, Array]  # {term: bool or f32[N,T]} what a token counts in the denominator
     weights: dict[str, Array]  # {term: f32[N,T]} summed, never averaged
     columns: dict[str, Array]
     before: dict[str, dict[str, Array]]  # {piece path: what its recorded half computed}

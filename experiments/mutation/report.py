@@ -13,8 +13,8 @@ HEAD = """# Mutation check of the pieces
 Small wrong changes are made to the reward side, the trajectory side, the aggregations and the
 numerics, one at a time in a copy of the package, and each is run against the tests that touch its
 piece: the piece's own tests, then up to three rows of the oracle comparison whose method is made of
-it, then the conformance laws of one such method, until a test fails or 15 s are over. Not part of
-CI.
+it, then the relations between methods, then the conformance laws of one such method, until a test
+fails or 15 s of CPU time are over. Not part of CI.
 
     python experiments/mutation/run.py
 
@@ -61,8 +61,8 @@ def _times(mutants: list[dict[str, Any]]) -> str:
         x = sorted(m[key] for m in mutants)
         middle, high = statistics.median(x), x[int(0.95 * (len(x) - 1))]
         out.append(f"{words} median {middle:.1f}, 95 % {high:.1f}, most {x[-1]:.1f}")
-    over = sum(m["seconds"] > 30 for m in mutants)
-    return f"Seconds a mutant: {'; '.join(out)}; {over} above 30 s of wall time.\n"
+    over = sum(round(m["cpu_seconds"]) > 30 for m in mutants)
+    return f"Seconds a mutant: {'; '.join(out)}; {over} above 30 s of CPU time.\n"
 
 
 def _killers(mutants: list[dict[str, Any]]) -> str:

@@ -13,12 +13,14 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,10 @@ from touching import Tests
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.json"
-BUDGET = 15.0  # seconds after which no further test of a mutant begins
-LIMIT = 30.0  # seconds of a mutant that never ends
+# CPU seconds, which other work on the machine does not lengthen.
+BUDGET = 15  # after which no further test of a mutant begins
+LIMIT = 30  # of a mutant that never ends
+STOPPED = "stopped at the limit"
 
 
 def preload() -> None:
@@ -60,10 +64,10 @@ def copy_tree(to: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", to)
 
 
-def forked(folder: Path, work: Callable[[], Any], limit: float) -> tuple[Any, float, float]:
+def forked(folder: Path, work: Callable[[], Any], limit: int) -> tuple[Any, float, float]:
     """What `work` answers in a fork that imports from `folder`; its wall and CPU seconds.
 
-    None if it crashed or was stopped at the limit.
+    None if it crashed, `STOPPED` if it reached the limit of CPU seconds.
     """
     answer, log = folder / "answer.json", folder / "log.txt"
     answer.unlink(missing_ok=True)
@@ -71,6 +75,7 @@ def forked(folder: Path, work: Callable[[], Any], limit: float) -> tuple[Any, fl
     pid = os.fork()
     if pid == 0:
         try:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
             os.chdir(folder)
             sys.path[:0] = [str(folder), str(folder / "tests")]
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -82,16 +87,10 @@ def forked(folder: Path, work: Callable[[], Any], limit: float) -> tuple[Any, fl
         finally:
             sys.stderr.flush()
             os._exit(0)
-    while True:
-        done, _, usage = os.wait4(pid, os.WNOHANG)
-        if done:
-            break
-        if time.perf_counter() - start > limit:
-            os.kill(pid, signal.SIGKILL)
-            _, _, usage = os.wait4(pid, 0)
-            break
-        time.sleep(0.02)
+    _, status, usage = os.wait4(pid, 0)
     made = json.loads(answer.read_text()) if answer.exists() else None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        made = STOPPED
     return made, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 
 
@@ -99,7 +98,7 @@ class Recorder:
     """A pytest plugin: which tests ran and which failed, within a budget of seconds."""
 
     def __init__(self, budget: float) -> None:
-        self.end = time.perf_counter() + budget
+        self.end = time.process_time() + budget
         self.passed: list[str] = []
         self.failed: list[tuple[str, str]] = []
 
@@ -110,7 +109,7 @@ class Recorder:
             self.passed.append(report.nodeid)
 
     def pytest_runtest_teardown(self, item: Any) -> None:
-        if time.perf_counter() > self.end:
+        if time.process_time() > self.end:
             item.session.shouldstop = "the budget is spent"
 
     def pytest_collectreport(self, report: Any) -> None:
@@ -157,7 +156,7 @@ def attempt(folder: Path, mutant: Mutant, nodes: list[str]) -> dict[str, Any]:
         "seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
     }
-    if made is None and wall > LIMIT:
+    if made == STOPPED:
         return {**result, "killed_by": "timeout", "message": ""}
     if made is None or made["code"] not in (0, 1, 2):
         log = (folder / "log.txt").read_text(errors="replace")
@@ -196,13 +195,13 @@ def main() -> None:
     options = parser.parse_args()
     os.nice(5)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"mutants": []}
-    by_id = {x["id"]: x for x in known["mutants"]}
     preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         copy_tree(folder)
         tests = Tests(folder, lambda work: forked(folder, work, 120)[0])
         mutants = choose(folder / "polopt", options.count)
+        by_id = recorded(folder, mutants, known["mutants"])
         if not options.control:
             broken = known.get("control", {}).get("failed", [])
             for mutant in due(folder, mutants, by_id, options, broken):
@@ -222,6 +221,24 @@ def main() -> None:
             print(known["control"])
         save(known, mutants, by_id)
     write_readme(RESULTS, HERE / "README.md")
+
+
+def recorded(folder: Path, mutants: list[Mutant], known: list[dict[str, Any]]) -> dict[str, Any]:
+    """The known results under today's ids: a mutant that only moved to other lines is the same."""
+
+    def key(file: str, function: str, operator: str, diff: list[str]) -> tuple[str, ...]:
+        return file, function, operator, *diff
+
+    where: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for m in mutants:
+        diff = m.diff((folder / "polopt" / m.file).read_bytes())
+        where[key(m.file, m.function, m.operator, diff)].append(m.id)
+    made = {x["id"]: x for x in known}
+    for x in known:
+        ids = where[key(x["id"].split(":")[0], x["function"], x["operator"], x["diff"])]
+        if len(ids) == 1:
+            made[ids[0]] = {**x, "id": ids[0]}
+    return made
 
 
 def due(

@@ -11,8 +11,10 @@ from polopt.errors import PoloptError, UsageError, did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("polopt.cli.train", "train a model with a method on a task, and keep a record"),
+    "sft": ("polopt.cli.sft", "fine-tune a model on conversations or a task's own solutions"),
     "eval": ("polopt.cli.evaluate", "measure accuracy on held-out problems, with its interval"),
     "sample": ("polopt.cli.sample", "look at completions of a model"),
+    "chat": ("polopt.cli.chat", "talk to a model"),
     "methods": ("polopt.cli.methods", "list the methods that train takes"),
     "explain": ("polopt.cli.explain", "say what a method is made of, needs, costs and repairs"),
     "map": ("polopt.cli.map", "show every method by what it changes of REINFORCE"),

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from polopt.cli.parse import parse
-from polopt.train.config import SampleConfig, read_config
+from polopt.train.config import SampleConfig
+from polopt.train.sft_config import SftConfig, find_run
 from polopt.train.sinks import SampleView
 
 EXAMPLES = """\
@@ -45,23 +45,25 @@ def read_arguments(
     config = parse(
         SampleConfig, argv, command=command, examples=examples, default=default, positional="model"
     )
-    if not (Path(config.model) / "config.json").is_file():
+    trained = find_run(config.model)
+    if trained is None:
         return dataclasses.replace(
             config, max_new_tokens=config.max_new_tokens or 32, task=config.task or "chain_sum"
         )
-    trained = read_config(config.model)
     if config.task is None and config.data is None:
+        reward = None if isinstance(trained, SftConfig) else trained.reward
         config = dataclasses.replace(
             config,
             task=trained.task,
             task_args=config.task_args or trained.task_args,
             data=None if config.task_args else trained.data,
-            reward=config.reward or trained.reward,
+            reward=config.reward or reward,
         )
     return dataclasses.replace(
         config,
         task=config.task or trained.task,
         max_new_tokens=config.max_new_tokens or trained.max_new_tokens,
+        system=trained.system if config.system is None else config.system,
     )
 
 

@@ -7,6 +7,7 @@ as those characters. Where no message spells one, the ids are those of the rende
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,29 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool) ->
                 else tokenizer.encode(piece, control=not inside)
             )
     return ids
+
+
+def asked(tokenizer: Tokenizer, question: str) -> list[dict[str, str]]:
+    """A user's question, under the tokenizer's system message if it has one."""
+    if not tokenizer.system:
+        return [{"role": "user", "content": question}]
+    if not _takes_system(tokenizer):
+        return [{"role": "user", "content": f"{tokenizer.system}\n\n{question}"}]
+    return [
+        {"role": "system", "content": tokenizer.system},
+        {"role": "user", "content": question},
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _takes_system(tokenizer: Tokenizer) -> bool:
+    """Whether the template shows a system message: some refuse it, or leave it out."""
+    shown = "Shown?"
+    messages = [{"role": "system", "content": shown}, {"role": "user", "content": ""}]
+    try:
+        return shown in tokenizer.decode(encode(tokenizer, messages, reply=True))
+    except PoloptError:
+        return False
 
 
 def encode_turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:

@@ -29,15 +29,13 @@ class Norm(nnx.Module):
     """RMSNorm (1910.07467, eq. 4), in float32; `offset + scale` multiplies what is normalised."""
 
     def __init__(self, size: int, config: DecoderConfig):
-        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset))
+        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset, jnp.float32))
         self.eps, self.offset = config.norm_eps, config.norm_offset
 
     def __call__(self, x: Array) -> Array:
         """[..., size] -> f32[..., size]."""
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
         scale = self.offset + self.scale[...].astype(jnp.float32)
-        return x * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+        return _normalise(x, jnp.expand_dims(scale, tuple(range(x.ndim - 1))), self.eps)
 
 
 class Attention(nnx.Module):
@@ -88,7 +86,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[B,T,D] -> [B,T,D]."""
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        return self.down(_gate(self.activation, self.gate(x), self.up(x)))
 
 
 class Block(nnx.Module):
@@ -189,6 +187,22 @@ def _recomputed(layer: Block) -> Callable[..., tuple[Array, Any, Routing | None]
         return jax.checkpoint(merged)(weights, x, rotation, memory)
 
     return run
+
+
+# What follows from what is kept anyway is made again in the backward pass: these are cheap, and
+# writing all that lies between to memory is not.
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _normalise(x: Array, scale: Array, eps: float) -> Array:
+    """f32[..., size]."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * scale
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _gate(activation: str, gate: Array, up: Array) -> Array:
+    return ACTIVATIONS[activation](gate) * up
 
 
 def _residual_init(config: DecoderConfig) -> Any:

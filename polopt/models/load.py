@@ -42,8 +42,8 @@ def load_model(
         return model, params, found
     known = (BASE, *MODELS)
     raise PoloptError(
-        f"no model {name!r}{did_you_mean(name, known)}: accepted are {', '.join(known)}, a .gguf "
-        "file, and the folder of a model or a run"
+        f"no model {name!r}: accepted are {', '.join(known)}, a .gguf file, and the folder of a "
+        f"model or a run{did_you_mean(name, known)}"
     )
 
 

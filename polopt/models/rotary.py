@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -25,12 +26,26 @@ def rotations(config: DecoderConfig, positions: Array) -> list[Rotation]:
     return [made[kind] for kind in kinds]
 
 
+@jax.custom_vjp
 def rotate(x: Array, rotation: Rotation) -> Array:
-    """Turn `x [B,T,heads,d]`, in float32."""
+    """Turn `x [B,T,heads,d]`, in float32. Angles have no gradient."""
     cos, sin = rotation
     half = x.shape[-1] // 2
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _turn(x: Array, rotation: Rotation) -> tuple[Array, Rotation]:
+    return rotate(x, rotation), rotation
+
+
+def _turn_back(rotation: Rotation, cotangent: Array) -> tuple[Array, None]:
+    """The transpose of a rotation is the rotation back; JAX's own pads and adds the halves."""
+    cos, sin = rotation
+    return rotate(cotangent, (cos, -sin)), None
+
+
+rotate.defvjp(_turn, _turn_back)
 
 
 def _rotation(

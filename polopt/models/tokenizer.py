@@ -36,10 +36,12 @@ class Tokenizer:
       chat_template: Jinja source by which conversations are rendered, in a sandbox.
       date: what a template's clock shows, as 2026-01-31; the present if not given, so that a
         template which tells the date gives other ids tomorrow.
+      system: what a question is asked under, where there is a chat template; "" for nothing. Two
+        tokenizers that differ in it alone are equal: their ids mean the same.
 
     Raises:
-      PoloptError: `source` is no tokenizer, a named token is not in its vocabulary, or `date` is
-        not a date.
+      PoloptError: `source` is no tokenizer, a named token is not in its vocabulary, `date` is
+        not a date, or there is a system message and no chat template.
     """
 
     source: str = dataclasses.field(repr=False)
@@ -49,6 +51,7 @@ class Tokenizer:
     prompt_end: str = "\n"
     chat_template: str | None = dataclasses.field(default=None, repr=False)
     date: str | None = None
+    system: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.eos:
@@ -57,6 +60,8 @@ class Tokenizer:
             self.token_id(token)
         if self.date is not None:
             _check_date(self.date)
+        if self.system and self.chat_template is None:
+            raise PoloptError("Tokenizer.system is given, but there is no chat template to put it")
 
     @classmethod
     def from_file(cls, path: str | Path, **tokens: Any) -> Tokenizer:
@@ -129,13 +134,20 @@ class Tokenizer:
     def prompt(self, question: str) -> list[int]:
         """Ids of a question as the model is asked it, up to where its answer begins.
 
-        With a chat template the question is the one message of a user; without, the ids are `bos`,
-        the question and `prompt_end`.
+        With a chat template they are those of `asked`; without, the ids are `bos`, the question
+        and `prompt_end`.
         """
         if self.chat_template is not None:
-            return self.chat([{"role": "user", "content": question}], reply=True)
+            return self.chat(self.asked(question), reply=True)
         opening = [self.token_id(self.bos)] if self.bos else []
         return opening + self.encode(question + self.prompt_end)
+
+    def asked(self, question: str) -> list[dict[str, str]]:
+        """The conversation that asks a question, under the system message if there is one.
+
+        Where the template knows no system messages, that of the user begins with it.
+        """
+        return chat.asked(self, question)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = False) -> list[int]:
         """Ids of a conversation, rendered by the chat template.

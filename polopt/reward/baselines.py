@@ -139,7 +139,7 @@ def log_mean_exp_baseline(
     top = segment_max(jnp.where(counted, R, -jnp.inf), group)
     second = segment_max(jnp.where(lone, best, -jnp.inf), group)
     below = jnp.exp(jnp.minimum((R - second) / temperature, 0))
-    rest = segment_total(jnp.where(counted & ~lone, weight * below, 0), group)
+    rest = segment_total(jnp.where(lone, 0, weight * below), group)
     own = jnp.exp((R - top) / temperature)
     others = segment_total(jnp.where(counted, weight * own, 0), group) - own
     soft = jnp.log(jnp.where(lone, rest, others) / jnp.maximum(size - 1, 1))

@@ -58,9 +58,9 @@ def largest_return_scale(
     credit: Credit, trajectories: Trajectories, *, eps: float = 1e-6
 ) -> Credit:
     """Divide by the largest return to go of the batch, so that none exceeds one."""
-    counted = trajectories.action_mask & trajectories.scored[:, None]
+    # Outside the mask a return repeats that of the next action, so no maximum is larger for it.
     returns = jnp.abs(suffix_sum(credit.reward, 1.0, trajectories.action_mask))
-    largest = jnp.max(returns, initial=0, where=counted)
+    largest = jnp.max(returns, initial=0, where=trajectories.scored[:, None])
     return dataclasses.replace(credit, reward=credit.reward / (largest + eps))
 
 

@@ -14,8 +14,8 @@ from polopt.types import Array, Credit, Trajectories
 
 def last_action(mask: Array) -> Array:
     """bool[N,T]: True at the last masked-in token of each row."""
-    after = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
-    return mask & (after == 1)
+    at = jnp.arange(mask.shape[1])[None]
+    return mask & (at == jnp.max(jnp.where(mask, at, -1), axis=1, keepdims=True))
 
 
 @piece(

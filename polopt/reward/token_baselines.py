@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from polopt.numerics import (
     label_ids,
     row_length,
+    running_sum,
     safe_exp,
     segment_max,
+    segment_quotient,
     segment_total,
-    suffix_sum,
 )
 from polopt.reward.returns import scored_rows
 from polopt.transform import piece
@@ -28,7 +29,7 @@ def _energy(trajectories: Trajectories, cap: Array | None) -> Array:
     if cap is not None:
         ratio = safe_exp(columns["logp_old"] - columns["logp_behaviour"])
         w = w * jnp.minimum(ratio, cap) ** 2
-    return jnp.cumsum(jnp.where(mask, w, 0), axis=1)
+    return running_sum(jnp.where(mask, w, 0))
 
 
 def _second_longest(length: Array, group: Array, counted: Array) -> Array:
@@ -71,14 +72,13 @@ def optimal_token_baseline(
     """
     mask, group = trajectories.action_mask, trajectories.group
     scored = scored_rows(trajectories)
-    G, W = suffix_sum(credit.reward, 1.0, mask), _energy(trajectories, cap)
-    place = jnp.cumsum(mask, axis=1) - 1
+    G = running_sum(jnp.where(mask, credit.reward, 0), reverse=True)
+    W = _energy(trajectories, cap)
+    place = running_sum(mask.astype(float)).astype(int) - 1
     counted = mask & scored[:, None]
     rows = label_ids(group)[:, None] * mask.shape[1] + place
     ids = jnp.where(counted & (group >= 0)[:, None], rows, -1).reshape(-1)
-    total = segment_total(jnp.where(counted, G * W, 0).reshape(-1), ids).reshape(mask.shape)
-    energy = segment_total(jnp.where(counted, W, 0).reshape(-1), ids).reshape(mask.shape)
-    baseline = total / (energy + eps)
+    baseline = segment_quotient((G * W).reshape(-1), W.reshape(-1), ids, eps).reshape(mask.shape)
     if zero_tail:
         second = _second_longest(row_length(mask), group, scored)
         baseline = jnp.where(place >= second[:, None], 0, baseline)

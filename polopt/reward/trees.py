@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polopt.numerics import centre, group_mean, group_std, label_ids, segment_total
+from polopt.numerics import centre, differ, group_mean, group_std, label_ids, segment_total
 from polopt.reward.returns import episode_weight, scored_rows
 from polopt.reward.turns import run_starts
 from polopt.transform import piece
@@ -159,19 +159,19 @@ def tree_backup(
             group_mean(value, parent, going_on), group_std(value, parent, going_on, ddof)
         )
         advantage = (centre(value, parent, going_on) / (spread + eps))[first]
-        differ = (group_std(value, parent, going_on, 0) > 0)[first]
+        apart = differ(value, parent, going_on)[first]
         value = jnp.where(parent < 0, value, group_mean(value, parent, once))
         # Rows of one episode weigh one row together; a node weighs one, however many rows it has.
         weight = jnp.where(parent < 0, weight, jnp.minimum(segment_total(once, parent), 1))
-        made = jnp.stack([advantage, differ.astype(advantage.dtype)])
+        made = jnp.stack([advantage, apart.astype(advantage.dtype)])
         return value, weight, table.at[:, :, depth].set(made)
 
     start = (credit.sequence, weight, jnp.zeros((2, *through.shape), credit.sequence.dtype))
-    advantage, differ = jax.lax.fori_loop(0, deepest + 1, level, start)[2]
+    advantage, apart = jax.lax.fori_loop(0, deepest + 1, level, start)[2]
     made = dataclasses.replace(credit, value=tree.at_tokens(advantage, 0.0))
     if not drop:
         return made
-    return dataclasses.replace(made, keep=made.keep & (tree.at_tokens(differ, 0.0) > 0))
+    return dataclasses.replace(made, keep=made.keep & (tree.at_tokens(apart, 0.0) > 0))
 
 
 def alike(size: Array) -> Array:
@@ -223,8 +223,7 @@ def multi_level_group_mean(
     centred = centre(flat_return, ids, flat_own).reshape(shape)
     counted = size > 1.001  # rows of one episode weigh one, up to rounding
     if skip_equal:
-        spread = group_std(flat_return, ids, flat_own, 0).reshape(shape)
-        counted &= spread > 0
+        counted &= differ(flat_return, ids, flat_own).reshape(shape)
     below = jnp.where(counted, weight(size), 0)
     root = weight(segment_total(own, group))
     total = root * centre(credit.sequence, group, own) + jnp.sum(below * centred, axis=1)

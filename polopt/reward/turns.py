@@ -27,7 +27,8 @@ def run_starts(label: Array, mask: Array) -> Array:
     [[1, 0, 0, 0, 1]]
     """
     at = jnp.where(mask, jnp.arange(mask.shape[1])[None], -1)
-    before = jnp.pad(jax.lax.cummax(at, axis=1)[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    latest = jax.lax.associative_scan(jnp.maximum, at, axis=1)  # on CPU faster than `cummax`
+    before = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     previous = jnp.take_along_axis(label, jnp.maximum(before, 0), axis=1)
     return mask & ((before < 0) | (label != previous))
 

@@ -38,6 +38,7 @@ class Writers:
     policy: Sampler
     other: Sampler | None = None  # stands in on a share of the prompts
     companion: Sampler | None = None
+    version: int = 0  # of the policy's weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,11 +219,11 @@ class Collector:
         trajectories, completions = self.write(rows)
         shared = sampling.mixture is not None and sampling.mixture.alpha > 0
         foreign = (others | shared).repeat(G)[:, None]
-        version = np.where(foreign, OTHER, trajectories.version)
+        version = np.full_like(trajectories.version, writers.version)
         trajectories = dataclasses.replace(
             trajectories,
             group=np.repeat(np.arange(prompts, dtype=np.int32), G),
-            version=version,
+            version=np.where(foreign, OTHER, version),
         )
         if sampling.prioritise:
             pool = learn(sampling.prioritise, pool, trajectories)

@@ -24,6 +24,10 @@ from polopt.tasks.task import Example, Parts, Task
 NAME = "calculator"
 SIZE = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
 TOOL = "tool"  # the component that a right step earns
+INSTRUCTION = (
+    "Add up two numbers at a time: write 15 - 43 = and the result is filled in. End with the final "
+    "result alone between <answer> and </answer>."
+)
 CREDIT = 0.1  # of one episode, in equal shares of its steps: an outcome weighs ten times more
 EXTRA_TURNS = 1  # calls that an episode may waste
 
@@ -66,6 +70,8 @@ def calculator_task(
         sums,
         name=NAME,
         reward=_outcome,
+        instruction=INSTRUCTION,
+        solutions={},  # half of one is written by the calculator
         environment=environment(int(chosen["max_terms"]), int(chosen["max_digits"])),
         settings={**sums.settings, "family": NAME},
     )

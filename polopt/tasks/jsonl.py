@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from polopt.errors import PoloptError
-from polopt.tasks.answer import Extractor, tagged_answer
+from polopt.tasks.answer import Extractor, answered, instruction, tagged_answer
 from polopt.tasks.score import SINGLE
-from polopt.tasks.task import Abstained, Example, Parts, Reward, Task
+from polopt.tasks.task import ANSWER, Abstained, Example, Parts, Reward, Task
 
 _FIELDS = ("prompt", "answer")
 
@@ -67,6 +67,8 @@ def jsonl_task(
         held_out=_numbered([row for row in rows if row.prompt in outside]),
         reward=reward or functools.partial(_exact, extract),
         answer=extract,
+        instruction=instruction(extract) if reward is None else "",
+        solutions={ANSWER: answered} if reward is None and extract is tagged_answer else {},
         size=len(train),
         settings=settings,
     )

@@ -58,7 +58,11 @@ def load_task(
         return task
     named = reward if isinstance(reward, str) else getattr(reward, "__name__", repr(reward))
     return dataclasses.replace(
-        task, reward=_reward(reward, named, limits), settings={**task.settings, "reward": named}
+        task,
+        reward=_reward(reward, named, limits),
+        instruction="",  # what form the reward wants is the user's to say
+        solutions={},
+        settings={**task.settings, "reward": named},
     )
 
 

@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from polopt.errors import PoloptError, did_you_mean, missing_extra
-from polopt.tasks.answer import Extractor, tagged_answer
+from polopt.tasks import chain_sum
+from polopt.tasks.answer import Extractor, answered, instruction, tagged_answer
 from polopt.tasks.score import SINGLE
-from polopt.tasks.task import Abstained, Example, Parts, Task
+from polopt.tasks.task import ANSWER, WORKED, Abstained, Example, Parts, Solution, Task
 
 _FIRST = 1 << 22  # first address of training streams
 _ROOM = (1 << 32) - _FIRST  # addresses of training: some families seed generators of 32 bits
@@ -72,6 +73,8 @@ def reasoning_task(
         held_out=kept,
         reward=functools.partial(_reward, source, extract),
         answer=extract,
+        instruction=instruction(extract),
+        solutions=_solutions(family) if extract is tagged_answer else {},
         settings=settings,
     )
 
@@ -139,6 +142,11 @@ def _train(source: _Source, held_out: frozenset[str], start: int, index: int) ->
         f"{source.family}: {_TRIES} problems in a row are in the held-out set, so it holds nearly "
         "all there are; hold fewer out"
     )
+
+
+def _solutions(family: str) -> dict[str, Solution]:
+    worked = {WORKED: chain_sum.worked} if family == chain_sum.FAMILY else {}
+    return {ANSWER: answered, **worked}
 
 
 def _example(entry: Mapping[str, Any], index: int) -> Example:

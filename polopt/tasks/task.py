@@ -40,6 +40,8 @@ def abstain(reason: str) -> Abstained:
 
 Parts = dict[str, float]  # component name -> finite value; the reward is their weighted sum
 Reward = Callable[[str, Example], Parts | Abstained]  # reward(completion text, example)
+Solution = Callable[[Example], str]  # a right completion, as a model would write it
+ANSWER, WORKED = "answer", "worked"  # the result alone; the way to it first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class Task:
 
     `train(i)` is a pure function of `i >= 0`, so that a run resumes at any index. No prompt of
     `held_out` is ever returned by it. `reward` judges the outcome: the text after the prompt,
-    observations included where there is an environment.
+    observations included where there is an environment. `instruction` is the form of an answer, as
+    models with a chat template are told it, and `solutions` are completions that have it.
     """
 
     name: str
@@ -57,5 +60,7 @@ class Task:
     reward: Reward
     answer: Callable[[str], str | None] | None = None  # finds it in a text; None: nothing does
     environment: Environment | None = None  # None: one completion per prompt
+    instruction: str = ""
+    solutions: Mapping[str, Solution] = dataclasses.field(default_factory=dict)  # of ANSWER, WORKED
     size: int | None = None  # distinct training examples, None when the stream is endless
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON: rebuilds the task

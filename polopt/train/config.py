@@ -5,14 +5,15 @@ Docstrings of fields are the text of ``--help``. Constructing one checks it.
 
 import dataclasses
 import json
-import math
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from polopt.errors import PoloptError, UsageError, did_you_mean
+from polopt.train.fields import SAMPLE_RANGES, assignments, check, hints
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class TrainConfig:
     """The model to learn from, for methods that distil: base or the folder of a model or a run."""
     problems: int | None = None
     """Train on so many different problems, again and again (None: on all there are)."""
+    system: str | None = None
+    """System message put before each problem, for models with a chat template (None: the form of
+    an answer, as the task has it; "": no message)."""
 
     steps: int = 40
     """Training steps; each is a rollout followed by its update."""
@@ -95,6 +99,21 @@ class TrainConfig:
     min_p: float | None = None
     """Drop tokens below this share of the likeliest token's probability."""
 
+    server: str | None = None
+    """Sample from a vLLM or SGLang server at this address instead of here: http://host:port."""
+    server_model: str | None = None
+    """Name under which it serves the policy (None: the only one that it serves)."""
+    server_reports: Literal["raw", "tempered", "processed"] | None = None
+    """What its log-probabilities are of (None: what such servers report unless told otherwise)."""
+    server_concurrency: int = 64
+    """Requests under way at once."""
+    server_push: str | None = None
+    """Folder that the server sees: new weights are written there at every step and loaded by it
+    (None: it keeps those that it has)."""
+    server_corrected: bool = True
+    """Weigh tokens by what the trainer says of them over what the server does (truncated_is);
+    on unless --no-server-corrected."""
+
     eval_every: int = 10
     """Steps between held-out evaluations (0: only before and after)."""
     eval_problems: int = 256
@@ -120,14 +139,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every field, so that a configuration that exists is valid."""
-        _check(self)
+        check(self)
         for path, value in assignments(self.set, "set").items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"set: {path} takes a number, not {value!r}")
-        if self.quantise and not self.lora_rank:
-            raise UsageError("quantise: quantised weights stay as they are: give --lora-rank too")
-        if self.lora_rank and not self.lora_targets:
-            raise UsageError("lora_targets must name at least one linear map")
+        for name in ("server_model", "server_reports", "server_push"):
+            if getattr(self, name) is not None and self.server is None:
+                raise UsageError(f"{name} is of a server: give its address too (--server)")
 
     @property
     def folder(self) -> Path:
@@ -161,6 +179,9 @@ class SampleConfig:
     """Your own problems instead of a task: a JSONL file."""
     reward: str | None = None
     """Your own reward function, as file.py:name or module:name."""
+    system: str | None = None
+    """System message put before each problem, for models with a chat template (None: the run's
+    own, or the form of an answer, as the task has it; "": no message)."""
     problems: int = 256
     """Held-out problems."""
     samples: int = 1
@@ -182,7 +203,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check(self, _SAMPLE_RANGES)
+        check(self, SAMPLE_RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,190 +236,85 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check(self)
+        check(self)
 
-
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{
-        name: ("text that is not empty", lambda v: v.strip() != "")
-        for name in (
-            "algorithm",
-            "task",
-            "model",
-            "teacher",
-            "data",
-            "reward",
-            "run",
-            "out",
-        )
-    },
-    **{
-        name: ("at least 1", lambda v: v >= 1)
-        for name in (
-            "steps",
-            "prompts",
-            "group_size",
-            "epochs",
-            "minibatches",
-            "micro_batch",
-            "max_new_tokens",
-            "top_k",
-            "lanes",
-            "devices",
-            "problems",
-            "samples",
-            "batch",
-            "layers",
-        )
-    },
-    **{
-        name: ("at least 0", lambda v: v >= 0)
-        for name in (
-            "warmup",
-            "lora_rank",
-            "eval_every",
-            "eval_problems",
-            "checkpoint_every",
-        )
-    },
-    "width": ("a multiple of 32, at least 32", lambda v: v >= 32 and v % 32 == 0),
-    "learning_rate": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
-    "weight_decay": ("at least 0 and finite", lambda v: 0 <= v < math.inf),
-    "lora_alpha": ("above 0 and finite", lambda v: 0 < v < math.inf),
-    "max_grad_norm": ("above 0 and finite", lambda v: 0 < v < math.inf),
-    "temperature": ("above 0 and finite", lambda v: 0 < v < math.inf),
-    "top_p": ("above 0 and at most 1", lambda v: 0 < v <= 1),
-    "min_p": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "seed": ("between 0 and 2**32 - 1", lambda v: 0 <= v < 2**32),
-}
-
-_SAMPLE_RANGES = _RANGES | {"temperature": ("at least 0 and finite", lambda v: 0 <= v < math.inf)}
 
 # Change where a run is shown or how its arithmetic is split, but not what it computes.
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
         *("devices", "parallel", "micro_batch", "pack", "remat", "lanes"),
+        *("server_concurrency", "server_push"),
     ]
 )
 
 
-def assignments(items: Sequence[str], flag: str) -> dict[str, Any]:
-    """Read ``name=value`` pairs; values are JSON, and text where they are not.
-
-    >>> assignments(["max_terms=4", "operators=[\\"+\\"]", "style=plain"], "task_args")
-    {'max_terms': 4, 'operators': ['+'], 'style': 'plain'}
-    """
-    result: dict[str, Any] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not (name.strip() and equals and text.strip()):
-            raise UsageError(f"{flag}: {item!r} is not of the form name=value")
-        if name in result:
-            raise UsageError(f"{flag}: {name!r} is given twice")
-        try:
-            result[name] = json.loads(text)
-        except json.JSONDecodeError:
-            result[name] = text
-    return result
-
-
-def to_json(config: TrainConfig) -> str:
+def to_json(config: Any) -> str:
     """Write every field; `from_json` gives back an equal configuration."""
     return json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str, source: str = "config.json") -> TrainConfig:
     """Read a configuration; keys that are no fields are refused."""
+    return from_dict(read_object(text, source), source)
+
+
+def read_object(text: str, source: str) -> dict[str, Any]:
+    """Read one JSON object."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise PoloptError(f"{source} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise PoloptError(f"{source} must hold one JSON object, not a {type(values).__name__}")
-    return from_dict(values, source)
+    return values
 
 
-def from_dict(values: Mapping[str, Any], source: str = "config") -> TrainConfig:
+def from_dict(
+    values: Mapping[str, Any], source: str = "config", kind: Callable[..., Config] = TrainConfig
+) -> Config:
     """Build a configuration from a mapping; lists become tuples, absent keys their defaults."""
-    known = _hints()
+    known = hints(kind)
     for key in values:
         if key not in known:
             raise UsageError(f"{source}: no setting {key!r}{did_you_mean(key, known)}")
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
-    return TrainConfig(**fields)
+    return kind(**fields)
 
 
 def read_config(path: str | Path) -> TrainConfig:
     """Read a config.json, or that of a run's folder."""
+    return from_json(*read_text(path))
+
+
+def read_text(path: str | Path) -> tuple[str, str]:
+    """The text of a config.json, or that of a run's folder, and where it is."""
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file
     try:
-        return from_json(file.read_text(encoding="utf-8"), str(file))
+        return file.read_text(encoding="utf-8"), str(file)
     except OSError as error:
         raise PoloptError(f"cannot read the configuration {file}: {error.strerror}") from error
 
 
-def resume_conflicts(recorded: TrainConfig, asked: TrainConfig) -> list[str]:
+def resume_conflicts(recorded: Any, asked: Any) -> list[str]:
     """List the fields in which `asked` would not continue the run that `recorded` began.
 
     Settings of display and of how arithmetic is split may change; so may `steps` upwards,
     where the learning rate does not depend on it.
     """
-    longer = asked.steps > recorded.steps and asked.schedule == "constant"
+    if type(recorded) is not type(asked):
+        return ["it is a run of another command"]
+    longer = (
+        isinstance(asked, TrainConfig)
+        and asked.steps > recorded.steps
+        and asked.schedule == "constant"
+    )
     free = _FREE_ON_RESUME | ({"steps"} if longer else set())
     return [
         f"{name} is {getattr(recorded, name)!r} in the run and {getattr(asked, name)!r} now"
-        for name in _hints()
+        for name in hints(type(asked))
         if name not in free and getattr(recorded, name) != getattr(asked, name)
     ]
-
-
-def _hints(kind: type = TrainConfig) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _check(
-    config: TrainConfig | SampleConfig | PretrainConfig,
-    ranges: Mapping[str, tuple[str, Callable[[Any], bool]]] | None = None,
-) -> None:
-    for name, hint in _hints(type(config)).items():
-        value = getattr(config, name)
-        _check_type(name, value, hint)
-        wanted, accepts = (_RANGES if ranges is None else ranges).get(name, ("", lambda v: True))
-        if value is not None and not accepts(value):
-            raise UsageError(f"{name} must be {wanted}, not {value!r}")
-    assignments(config.task_args, "task_args")
-    if not isinstance(config, PretrainConfig) and config.data is not None and config.task_args:
-        raise UsageError("task_args describe a task, and data replaces it: give one of them")
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if not any(_is_a(value, option) for option in options):
-        wanted = " or ".join(_describe(option) for option in options)
-        raise UsageError(f"{name} must be {wanted}, not {value!r}")
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        return "a tuple of strings"
-    if hint is types.NoneType:
-        return "None"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]

@@ -14,7 +14,7 @@ from polopt.rollout.rows import Sampler
 from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
-from polopt.train.policy import Policy, load_policy
+from polopt.train.policy import Policy, instructed, load_policy
 from polopt.train.setup import (
     collector_of,
     completer,
@@ -86,7 +86,8 @@ def _views(
 def complete(config: SampleConfig) -> list[list[SampleView]]:
     """Sample a model on held-out problems: the completions of each problem."""
     with task_of(config) as task:
-        return _complete(config, load_policy(config.model), task)
+        policy = instructed(load_policy(config.model), config.system, task.instruction)
+        return _complete(config, policy, task)
 
 
 def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[SampleView]]:

@@ -19,26 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt.algorithm import Algorithm, init, single_step
-from polopt.columns import name_of
 from polopt.compose import prepare, reweigh
 from polopt.errors import PoloptError
-from polopt.models import LanguageModel, ValueModel
-from polopt.models.layout import Layout, Room, plan
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
 from polopt.rollout.pool import new_pool
-from polopt.rollout.recall import drift, no_responses, recalled, remember
+from polopt.rollout.recall import no_responses, remember
 from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
-from polopt.train.hindsight import in_place, told
-from polopt.train.models import DRIFT, first_params, parts, roles, together
+from polopt.train.models import first_params, parts, roles, together
 from polopt.train.parallel import Parallel, choose
-from polopt.train.policy import Policy, adapted, load_policy
+from polopt.train.policy import Policy, adapted, instructed, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rows import assign_steps, pad_rows, round_up
+from polopt.train.scoring import Scoring
+from polopt.train.served import serve
 from polopt.train.setup import (
     collector_of,
     decoding_of,
@@ -55,7 +53,7 @@ from polopt.train.setup import (
 from polopt.train.sinks import Fanout, Sink, Summary
 from polopt.train.state import Progress, restore, save
 from polopt.train.stop import StopRequest, stop_on_signals
-from polopt.train.update import Params, TrainState, init_state, make_scorer, make_update
+from polopt.train.update import Params, TrainState, init_state, make_update
 from polopt.train.writers import make_samplers
 from polopt.types import Info, Trajectories, info_values, merge_info
 
@@ -93,6 +91,8 @@ def train(
     teacher = teacher_of(alg, config, policy, teacher)
     with contextlib.ExitStack() as held:
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
+        policy = instructed(policy, config.system, task.instruction)
+        config = dataclasses.replace(config, system=policy.tokenizer.system)
         record = held.enter_context(open_record(config))
         stop = held.enter_context(stop_on_signals())
         run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]), teacher)
@@ -126,26 +126,18 @@ class Run:
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
         groups = -(-self.prompts // alg.update.minibatches)
-        self.micro, self.width = _split(
-            groups * self.group_size, config.micro_batch, parallel.devices
-        )
+        micro, self.width = _split(groups * self.group_size, config.micro_batch, parallel.devices)
         read = self.roles.chosen(self.roles.update)
         self.update = parallel.step(
             make_update(
                 alg,
                 read,
                 self.optimizer,
-                micro_batch=self.micro,
+                micro_batch=micro,
                 axis=parallel.axis,
                 remat=config.remat,
             )
         )
-        self.packed = packs(config, policy)
-        read, columns = self.roles.chosen(self.roles.scoring()), self.roles.columns
-        scorer = make_scorer(read, tuple(columns.values()), micro_batch=self.micro)
-        self.scorer = parallel.rows(scorer, dealt=2)
-        own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=self.micro)
-        self.logp = parallel.rows(own, dealt=2)
         self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
@@ -158,14 +150,28 @@ class Run:
         )
         room = min(module.config.max_length for module in self.roles.modules.values())
         self.collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
+        packed = packs(config, policy)
+        self.scoring = Scoring(
+            self.roles,
+            policy,
+            parallel,
+            micro_batch=micro,
+            group_size=self.group_size,
+            room=self.collector.room,
+            packed=packed,
+        )
+        decoding, served = decoding_of(config), None
+        if config.server is not None:
+            served = serve(config, policy, decoding, self.collector, parallel)
         self.samplers = make_samplers(
             policy,
             self.roles.modules,
-            decoding_of(config),
+            decoding,
             self.collector,
             parallel,
             slots=config.lanes,
-            large=self.packed,
+            large=packed,
+            served=served,
         )
         self.sampler = self.samplers.policy
 
@@ -181,6 +187,7 @@ class Run:
                 "devices": self.parallel.devices,
                 "resumed_from": now.step,
                 "loss": repr(self.alg.trajectory),
+                "sampler": "here" if self.config.server is None else str(self.sampler),
             },
         )
         if now.saved < 0:
@@ -213,6 +220,7 @@ class Run:
         rollout = self._rollout(now, given)
         sampled = time.perf_counter()
         trajectories = self._score(now, given, rollout)
+        routed = self.scoring.routed(together(given, now.state.params)["policy"], trajectories)
         scored = time.perf_counter()
         info = self._update(now, given, trajectories)
         end = time.perf_counter()
@@ -223,6 +231,7 @@ class Run:
             now.average = self.blend(now.average, now.state.params["policy"])
         metrics = {
             **rollout_metrics(rollout.trajectories),
+            **routed,
             **info,
             "update/learning_rate": self._learning_rate(now),
             "time/sample": rollout.seconds["sample"],
@@ -242,7 +251,8 @@ class Run:
 
     def _rollout(self, now: Progress, given: Params) -> Rollout:
         params = together(given, now.state.params)
-        writers = self.samplers.writers(params, self.sample_key, self.companion_key)
+        version = self.samplers.ready(params["policy"], now.step)
+        writers = self.samplers.writers(params, self.sample_key, self.companion_key, version)
         return self.collector.collect(writers, self.prompts, now.cursor, now.pool)
 
     def _evaluate(self, now: Progress) -> Mapping[str, float] | None:
@@ -250,6 +260,7 @@ class Run:
             return None
         start = time.perf_counter()
         params = together(self.given, now.state.params)["policy"]
+        self.samplers.ready(params, now.step)
         sample = functools.partial(self.sampler, params, self.eval_key)
         metrics, shown = evaluation(self.collector, sample, self.task.held_out, SAMPLES_SHOWN)
         metrics["time/eval"] = time.perf_counter() - start
@@ -284,50 +295,7 @@ class Run:
 
     def _score(self, now: Progress, given: Params, rollout: Rollout) -> Trajectories:
         """Add the columns that the pieces need."""
-        trajectories, everyone = rollout.trajectories, together(given, now.state.params)
-        made: dict[str, Any] = {}
-        if self.roles.columns:
-            rows, N = self._all_rows(trajectories)
-            layout = self._layout(trajectories, rows, self.roles.scoring())
-            out = self.scorer(everyone, trajectories, rows, layout)
-            made = {name: out[name_of(want)][:N] for name, want in self.roles.columns.items()}
-        if self.roles.drift:
-            again, then = recalled(now.pool, trajectories)
-            made[DRIFT] = drift(then, self._logp(everyone["policy"], again))
-        if spec := self.roles.hindsight:
-            room = self.policy.model.config.max_length
-            shown = told(spec, rollout, self.policy.tokenizer, room)
-            said = self._logp(everyone[spec.policy], shown)
-            made["logp_teacher"] = in_place(said, shown, trajectories)
-        columns = {**trajectories.columns, **jax.tree.map(np.asarray, made)}
-        return dataclasses.replace(trajectories, columns=columns)
-
-    def _logp(self, params: Params, trajectories: Trajectories) -> np.ndarray:
-        """f32[N,T]: what a policy says of a batch."""
-        rows, N = self._all_rows(trajectories)
-        return np.asarray(self.logp({"policy": params}, trajectories, rows, None)["logp"][:N])
-
-    def _layout(
-        self, trajectories: Trajectories, rows: np.ndarray, models: Sequence[str]
-    ) -> Layout | None:
-        """Where the tokens of micro-batches are computed; None if a model computes rows only."""
-        read = [module for name, module in self.roles.chosen(tuple(models)).items()]
-        if not all(isinstance(module, LanguageModel | ValueModel) for module in read):
-            return None
-        size, splits = self.group_size, len(rows) // self.micro
-        whole = self.micro % size == 0
-        room = Room(
-            prompts=self.micro // size if whole else -(-self.micro // size) + 1,
-            bins=size,
-            prompt=trajectories.tokens.shape[1] - self.collector.room,
-            bin=self.collector.room,
-        )
-        return plan(trajectories, rows, splits=splits, room=None if self.packed else room)
-
-    def _all_rows(self, trajectories: Trajectories) -> tuple[np.ndarray, int]:
-        """Row numbers, padded until the devices share them evenly, and how many are real."""
-        N = len(trajectories.length)
-        return pad_rows(np.arange(N), round_up(N, self.micro * self.parallel.devices), N), N
+        return self.scoring.columns(together(given, now.state.params), rollout, now.pool)
 
     def _update(self, now: Progress, given: Params, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""
@@ -346,7 +314,7 @@ class Run:
                 prepared = self.reweigh(prepared, step_of)
             for rows in steps:
                 padded = pad_rows(rows, self.width, len(step_of))
-                layout = self._layout(trajectories, padded, self.roles.update)
+                layout = self.scoring.layout(trajectories, padded, self.roles.update)
                 now.state, info = self.update(
                     now.state, given, trajectories, prepared, padded, layout
                 )

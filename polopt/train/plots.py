@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polopt.errors import PoloptError, missing_extra
-from polopt.train.config import TrainConfig, read_config
+from polopt.train.config import TrainConfig
 from polopt.train.record import read_metrics
+from polopt.train.sft_config import SftConfig, read_run
 from polopt.train.sinks import SampleView, Summary
 
 if TYPE_CHECKING:
@@ -76,6 +77,23 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     return _save(figure, Path(run) / "plots" / "run.png" if out is None else Path(out))
 
 
+def plot_losses(run: str | Path, out: str | Path | None = None) -> Path:
+    """Draw a supervised run's folder into ``plots/run.png`` (or `out`) and return that path.
+
+    Three panels: loss, gradient norm, learning rate.
+    """
+    rows = read_metrics(run)
+    if not rows:
+        raise PoloptError(f"{run} has no metrics yet: nothing to draw")
+    figure = _figure(12, 3.4)
+    axes = figure.subplots(1, 3).flat
+    _panel(axes[0], rows, "Loss", "nats per token", [("supervised/loss", "loss", BLUE)])
+    _panel(axes[1], rows, "Gradient norm", "before clipping", [("update/grad_norm", "norm", BLUE)])
+    _panel(axes[2], rows, "Learning rate", "", [("update/learning_rate", "rate", BLUE)])
+    figure.suptitle(_title(Path(run)))
+    return _save(figure, Path(run) / "plots" / "run.png" if out is None else Path(out))
+
+
 def compare_runs(
     groups: Mapping[str, Sequence[str | Path]],
     out: str | Path,
@@ -134,15 +152,21 @@ def spread(
 class PlotSink:
     """Draws run.png when the run ends, and at evaluations at most every `patience` seconds."""
 
-    def __init__(self, patience: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Refuse at once if matplotlib is missing."""
+    def __init__(
+        self,
+        patience: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[Path], Path] = plot_run,
+    ) -> None:
+        """Refuse at once if matplotlib is missing; `draw` makes a picture of a run's folder."""
         _figure(1, 1)
+        self._draw = draw
         self._patience = patience
         self._clock = clock
         self._drawn = clock()
         self._run = Path()
 
-    def start(self, config: TrainConfig, info: Mapping[str, Any]) -> None:
+    def start(self, config: TrainConfig | SftConfig, info: Mapping[str, Any]) -> None:
         """Remember the folder."""
         self._run = config.folder
 
@@ -152,7 +176,7 @@ class PlotSink:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Draw if the last picture is old."""
         if self._clock() - self._drawn >= self._patience:
-            plot_run(self._run)
+            self._draw(self._run)
             self._drawn = self._clock()
 
     def samples(self, step: int, samples: Sequence[SampleView]) -> None:
@@ -160,7 +184,7 @@ class PlotSink:
 
     def finish(self, summary: Summary) -> None:
         """Draw the whole run."""
-        plot_run(self._run)
+        self._draw(self._run)
 
     def close(self) -> None:
         """Do nothing: nothing is held."""
@@ -272,7 +296,8 @@ def _finish_axis(axis: "Axes", title: str, unit: str) -> None:
 
 
 def _title(run: Path) -> str:
-    config = read_config(run)
+    config = read_run(run)
     source = config.task if config.data is None else Path(config.data).name
+    how = config.algorithm if isinstance(config, TrainConfig) else config.command
     # A dollar sign would start a formula, and user text is no formula.
-    return f"{config.algorithm} on {source}, seed {config.seed}".replace("$", r"\$")
+    return f"{how} on {source}, seed {config.seed}".replace("$", r"\$")

@@ -8,15 +8,16 @@ from typing import Any
 
 import jax
 
-from polopt.errors import PoloptError
+from polopt.errors import PoloptError, UsageError
 from polopt.models import LanguageModel, base
 from polopt.models.load import is_huggingface, load_model
 from polopt.models.lora import LoraModel, join
 from polopt.models.quantise import quantise
 from polopt.models.tokenizer import Tokenizer
 from polopt.train import checkpoint
-from polopt.train.config import TrainConfig, read_config
+from polopt.train.config import TrainConfig
 from polopt.train.models import parts
+from polopt.train.sft_config import SftConfig, read_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,27 @@ class Policy:
     model: LanguageModel
     params: Any
     tokenizer: Tokenizer
+
+
+def instructed(policy: Policy, system: str | None, form: str) -> Policy:
+    """The policy with the message under which problems are put to it.
+
+    Args:
+      system: the message; "" for none. If it is None, a policy that was trained under a message
+        keeps it, and another one with a chat template is told the form of an answer.
+      form: of an answer, as `Task.instruction` has it.
+
+    Raises:
+      UsageError: a message, and no chat template to put it into.
+    """
+    if system is None:
+        if not form or not policy.tokenizer.chat_template or policy.tokenizer.system is not None:
+            return policy
+        system = form
+    elif system and not policy.tokenizer.chat_template:
+        raise UsageError("system: the model has no chat template to put a message into: leave out")
+    tokenizer = dataclasses.replace(policy.tokenizer, system=system)
+    return dataclasses.replace(policy, tokenizer=tokenizer)
 
 
 def load_policy(name: str, compute_dtype: str = "float32") -> Policy:
@@ -59,14 +81,17 @@ def load_trained(run: str, compute_dtype: str = "float32") -> Policy:
     Raises:
       PoloptError: no configuration there, or no checkpoint yet.
     """
-    config = read_config(run)
+    config = read_run(run)
     start = adapted(load_policy(config.model, compute_dtype), config)
     moving, fixed = parts(start.model, start.params)
     found = checkpoint.restore(Path(run) / "checkpoints", moving, prefix="params.policy.")
     if found is None:
         raise PoloptError(f"{run} has no checkpoint yet")
     params = found[1] if fixed is None else join(found[1], fixed)
-    return dataclasses.replace(start, params=params)
+    tokenizer = start.tokenizer
+    if config.system is not None:
+        tokenizer = dataclasses.replace(tokenizer, system=config.system)
+    return dataclasses.replace(start, params=params, tokenizer=tokenizer)
 
 
 def is_run(name: str) -> bool:
@@ -76,7 +101,7 @@ def is_run(name: str) -> bool:
     return configured and not is_huggingface(folder) and not (folder / base.MANIFEST).is_file()
 
 
-def adapted(policy: Policy, config: TrainConfig) -> Policy:
+def adapted(policy: Policy, config: TrainConfig | SftConfig) -> Policy:
     """The policy as a run trains it: with fresh adapters, where the configuration asks for them.
 
     Raises:

@@ -27,7 +27,8 @@ from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, Params, base
 from polopt.models.tokenizer import Tokenizer, train_tokenizer
 from polopt.tasks import Example, chain_sum, families, load_task, reasoning_task
-from polopt.train.config import PretrainConfig, assignments
+from polopt.train.config import PretrainConfig
+from polopt.train.fields import assignments
 from polopt.types import Array
 
 VOCABULARY = 512

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from polopt.errors import PoloptError, did_you_mean
-from polopt.train.config import TrainConfig, read_config, resume_conflicts, to_json
+from polopt.train.config import TrainConfig, resume_conflicts, to_json
+from polopt.train.sft_config import SftConfig, read_run
 from polopt.train.sinks import SampleView, Summary
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,11 @@ SCHEMA: dict[str, tuple[str, str]] = {
     "eval/reward": ("reward", "mean held-out reward"),
     "eval/length": ("tokens", "mean held-out completion length"),
     "eval/truncated": ("fraction", "held-out completions cut at the length limit"),
+    "supervised/loss": (
+        "nats/token",
+        "mean −log p of the tokens that are learned",
+    ),
+    "supervised/tokens": ("count", "tokens of the step that are learned"),
     "policy/loss": ("loss", "value of the loss; on-policy near 0 by construction"),
     "policy/entropy": ("nats/token", "mean entropy of the next-token distribution"),
     "policy/kl": ("nats/token", "estimate of KL from the rollout's policy to the current one"),
@@ -55,6 +61,9 @@ SCHEMA: dict[str, tuple[str, str]] = {
     "rollout/tool_errors": ("fraction", "completions that a tool ended"),
     "rollout/logp_gap": ("nats", "mean |sampler's - trainer's log-probability| per token"),
     "rollout/logp_gap_max": ("nats", "largest such gap"),
+    "router/entropy": ("nats", "mean entropy of the routers of a policy with experts"),
+    "router/max_load": ("ratio", "tokens of its busiest expert over an even share"),
+    "router/unused": ("fraction", "its experts that no token was sent to; of up to 32 rows"),
     "update/grad_norm": ("norm", "global gradient norm before clipping"),
     "update/param_change": ("ratio", "norm of the update over norm of the parameters"),
     "update/learning_rate": ("rate", "learning rate of the last optimiser step"),
@@ -160,7 +169,7 @@ class Record:
         self._row = self._metrics.keep(step)
         self._samples.keep(step)
 
-    def start(self, config: TrainConfig, info: Mapping[str, Any]) -> None:
+    def start(self, config: TrainConfig | SftConfig, info: Mapping[str, Any]) -> None:
         """Write info.json."""
         text = json.dumps({"schema": SCHEMA_VERSION, **info}, indent=2, default=str)
         _write_whole(self.path / "info.json", text + "\n")
@@ -215,7 +224,7 @@ class Record:
         self.close()
 
 
-def open_record(config: TrainConfig) -> Record:
+def open_record(config: TrainConfig | SftConfig) -> Record:
     """Create the folder of a run, or take up the run in it if ``config.resume``.
 
     `config` is resolved: what the method and the task decide is filled in. Raises `PoloptError`
@@ -267,13 +276,13 @@ def _began(path: Path) -> bool:
     return (metrics.exists() and metrics.stat().st_size > 0) or any(path.glob("checkpoints/*"))
 
 
-def _check_same_run(config: TrainConfig, path: Path) -> None:
+def _check_same_run(config: TrainConfig | SftConfig, path: Path) -> None:
     if not config.resume:
         raise PoloptError(
             f"{path} already holds a run: continue it with --resume or choose "
             "another folder with --run"
         )
-    conflicts = resume_conflicts(read_config(path), config)
+    conflicts = resume_conflicts(read_run(path), config)
     if conflicts:
         raise PoloptError(f"{path} holds a run of another configuration: " + "; ".join(conflicts))
 

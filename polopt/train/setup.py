@@ -24,10 +24,12 @@ from polopt.rollout.draw import Decoding
 from polopt.rollout.lanes import Drawing, Generated
 from polopt.rollout.rows import ANSWER
 from polopt.rollout.sampler import generate
+from polopt.rollout.server import corrected
 from polopt.tasks import Example, IsolatedReward, Task, load_task
 from polopt.train.config import SampleConfig, TrainConfig
 from polopt.train.models import DRIFT, models_read
 from polopt.train.policy import Policy, load_policy
+from polopt.train.sft_config import SftConfig
 from polopt.trajectory.sampling import Sampling
 from polopt.transform import Transform
 
@@ -41,12 +43,15 @@ def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> 
 
     Groups have at most 8 members, a batch at most 4 epochs of at most 4 optimiser steps, and no
     more steps than groups. A factory that takes `max_length` gets the run's `max_new_tokens`, and
-    its `cache` a fifth of that, as in DAPO's paper (4,096 of 20,480). `config.set` comes last.
+    its `cache` a fifth of that, as in DAPO's paper (4,096 of 20,480). Where a server samples, the
+    method is corrected for it (`polopt.rollout.server.corrected`). `config.set` comes last.
 
     Raises:
       UsageError: `config.set` names nothing, or `config.minibatches` is more than the groups.
     """
     alg = method if isinstance(method, Algorithm) else _build(method, config.max_new_tokens)
+    if config.server and config.server_corrected:
+        alg = corrected(alg)
     update, sampling = alg.update, alg.sampling
     group = config.group_size or min(sampling.group_size, LARGEST_GROUP)
     for _, piece in pieces(alg):
@@ -317,7 +322,7 @@ def decoding_of(config: TrainConfig | SampleConfig) -> Decoding:
     )
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> tuple[Any, optax.Schedule]:
+def make_optimizer(config: TrainConfig | SftConfig, total_steps: int) -> tuple[Any, optax.Schedule]:
     """AdamW behind a global-norm clip, and its learning-rate schedule.
 
     Args:

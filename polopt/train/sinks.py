@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from polopt.train.config import TrainConfig
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleView:
@@ -44,8 +42,8 @@ class Sink(Protocol):
     `polopt.train.record.SCHEMA`.
     """
 
-    def start(self, config: TrainConfig, info: Mapping[str, Any]) -> None:
-        """Begin; `info` tells the surroundings (devices, versions, step resumed from)."""
+    def start(self, config: Any, info: Mapping[str, Any]) -> None:
+        """Begin; `config` is the run's, `info` has devices, versions and the step resumed from."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of one training step."""
@@ -90,7 +88,7 @@ class Fanout:
                     stacklevel=3,
                 )
 
-    def start(self, config: TrainConfig, info: Mapping[str, Any]) -> None:
+    def start(self, config: Any, info: Mapping[str, Any]) -> None:
         """Pass on."""
         self._each("start", config, info)
 

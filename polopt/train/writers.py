@@ -17,6 +17,7 @@ from polopt.rollout.engine import Engine
 from polopt.train.parallel import Parallel
 from polopt.train.policy import Policy
 from polopt.train.rows import round_up
+from polopt.train.served import Served
 from polopt.train.setup import completer, drawing_of
 from polopt.trajectory.sampling import Sampling
 
@@ -29,18 +30,31 @@ class Samplers:
     """Whoever may write in a run, without parameters."""
 
     sampling: Sampling
-    policy: Compiled  # rollouts and evaluation
+    policy: Compiled | Served  # rollouts and evaluation
     mixed: Compiled | None = None  # of (the policy's parameters, the other's)
     other: Compiled | None = None
     companion: Compiled | None = None
 
-    def writers(self, params: Mapping[str, Any], key: Any, beside: Any) -> Writers:
+    def ready(self, params: Any, step: int) -> int:
+        """See to it that the policy's weights are where it is sampled.
+
+        Args:
+          params: the policy's.
+          step: training steps that made them.
+
+        Returns:
+          The version of those that will draw.
+        """
+        return self.policy.ready(params, step) if isinstance(self.policy, Served) else step
+
+    def writers(self, params: Mapping[str, Any], key: Any, beside: Any, version: int) -> Writers:
         """Those of one rollout.
 
         Args:
           params: of the policy and of every other model that writes.
           key: of the batch's draws.
           beside: key of the companions'.
+          version: of the policy's weights.
         """
         mixture, spec = self.sampling.mixture, self.sampling.companion
         policy = functools.partial(self.policy, params["policy"], key)
@@ -52,7 +66,7 @@ class Samplers:
             other = functools.partial(self.other, params[mixture.policy], key)
         if spec and self.companion:
             companion = functools.partial(self.companion, params[spec.policy], beside)
-        return Writers(policy=policy, other=other, companion=companion)
+        return Writers(policy=policy, other=other, companion=companion, version=version)
 
 
 def make_samplers(
@@ -64,6 +78,7 @@ def make_samplers(
     *,
     slots: int | None = None,
     large: bool = False,
+    served: Served | None = None,
 ) -> Samplers:
     """The samplers that a run needs; nothing is compiled yet.
 
@@ -73,6 +88,7 @@ def make_samplers(
       collector: whose task says how long a call may write.
       slots: rows that decode side by side; None for all.
       large: decoding takes so long that less work is worth more programs (`setup.packs`).
+      served: the policy's sampler, where a server draws.
     """
     sampling = collector.sampling
     mixture, spec = sampling.mixture, sampling.companion
@@ -94,7 +110,11 @@ def make_samplers(
     if spec:
         companion = made(modules[spec.policy], Decoding(greedy=True) if spec.greedy else decoding)
     return Samplers(
-        sampling=sampling, policy=made(policy.model), mixed=mixed, other=other, companion=companion
+        sampling=sampling,
+        policy=served or made(policy.model),
+        mixed=mixed,
+        other=other,
+        companion=companion,
     )
 
 

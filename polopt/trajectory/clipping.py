@@ -16,10 +16,13 @@ from polopt.types import Array, Context, Mean, Surrogate
 def _pessimistic(surrogate: Surrogate, context: Context, low: Array, high: Array) -> Surrogate:
     """min(r·A, clip(r, low, high)·A), with bounds on the ratio itself."""
     ratio, credit = surrogate.ratio, context.credit
-    plain, held = ratio * credit, jnp.clip(ratio, low, high) * credit
-    clipped = token_info(held < plain, context.mask)
+    plain, held = ratio * credit, jnp.clip(sg(ratio), low, high) * credit
+    clipped = held < plain
     return surrogate.with_term(
-        "policy", jnp.minimum(plain, held), context.mask, policy__clip_fraction=clipped
+        "policy",
+        jnp.where(clipped, held, plain),
+        context.mask,
+        policy__clip_fraction=token_info(clipped, context.mask),
     )
 
 

@@ -30,8 +30,7 @@ def positive_likelihood(
     aggregate: Transform | None = None,
 ) -> Surrogate:
     """Imitate what was right, beside the policy's own term."""
-    members = context.rows.members["likelihood"] > 0
-    return surrogate.with_term("likelihood", coefficient * surrogate.logp, members)
+    return surrogate.with_term("likelihood", coefficient * surrogate.logp, context.mask)
 
 
 @piece(

@@ -37,8 +37,9 @@ def _with_ratio(
 
 def _with_row_ratio(surrogate: Surrogate, context: Context, log_ratio: Array) -> Surrogate:
     """One log-ratio per row, `[N]`, on each of its tokens."""
-    whole = jnp.broadcast_to(log_ratio[:, None], surrogate.logp.shape)
-    return _with_ratio(surrogate, context, whole, safe_exp(whole, SEQUENCE_LIMIT))
+    ratio = safe_exp(log_ratio, SEQUENCE_LIMIT)
+    whole = (jnp.broadcast_to(x[:, None], surrogate.logp.shape) for x in (log_ratio, ratio))
+    return _with_ratio(surrogate, context, *whole)
 
 
 @piece(

@@ -13,7 +13,7 @@ from polopt.types import Array, Context, Surrogate
 def _weighted(surrogate: Surrogate, context: Context, weight: Array) -> Surrogate:
     """sg[weight]·A·l, and how often the weight is not the ratio."""
     weight = sg(weight)
-    bounded = token_info(weight != sg(surrogate.ratio), context.mask)
+    bounded = token_info(weight != surrogate.ratio, context.mask)
     objective = weight * context.credit * surrogate.logp
     return surrogate.with_term("policy", objective, context.mask, policy__clip_fraction=bounded)
 

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 from models import tiny_gguf
+
 from polopt.cli import main
 from polopt.models import base, gguf, huggingface
 from polopt.models.lora import pairs, split

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from polopt import Trajectories
-from polopt.numerics import token_info, turn_total
+from polopt.numerics import centre, safe_exp, token_info, turn_total
 from polopt.reward import (
+    batch_whiten_sequences,
     keep_positive,
     keep_top_spread,
     outcome_return,
@@ -16,6 +17,7 @@ from polopt.reward import (
     teacher_credit,
     teacher_reward,
 )
+from polopt.reward.returns import scored_rows
 from polopt.reward.turns import action_turn
 from polopt.types import Credit
 from reward.handmade import near, run
@@ -31,6 +33,16 @@ def rows(returns, group, **changes):
 def test_a_turn_has_a_total_and_what_is_in_none_has_zero():
     turn = np.array([[-1, 0, 0, -1, 1]])
     near(turn_total(np.array([[5.0, 1.0, 2.0, 7.0, 4.0]]), turn), [[0, 3, 3, 0, 4]])
+
+
+def test_a_ratio_is_bounded_on_both_sides():
+    near(safe_exp(np.array([-30.0, 0.5, 30.0]), 10.0), np.exp([-10, 0.5, 10]))
+
+
+def test_a_member_without_weight_is_not_centred():
+    """The mean of 1 and 3 is 2; 9 is not counted, and has no distance to it."""
+    x, weight = np.array([1.0, 3.0, 9.0]), np.array([1.0, 1.0, 0.0])
+    near(centre(x, np.zeros(3, int), weight), [-1, 1, 0])
 
 
 def test_a_measurement_has_no_gradient():
@@ -63,6 +75,17 @@ def test_a_row_without_a_score_is_not_right_however_low_the_bar():
     on = rows([1, 0, -1], group=3, scored=np.array([True, False, True]))
     keep = np.asarray(run(on, outcome_return(), keep_positive(above=-0.5)).keep)
     assert keep[:, 1].tolist() == [True, False, False]
+
+
+def test_whitening_has_its_epsilon_inside_the_root():
+    """Returns 0 and 2 vary by 2: ∓1/sqrt(2 + 0.5)."""
+    made = run(rows([0, 2], group=2), outcome_return(), batch_whiten_sequences(eps=0.5))
+    near(made.sequence, [-1 / np.sqrt(2.5), 1 / np.sqrt(2.5)])
+
+
+def test_padding_that_claims_a_score_is_not_counted():
+    on = rows([0, 2, 0], group=3, length=np.array([2, 2, 0], np.int32))
+    assert scored_rows(on).tolist() == [True, True, False]
 
 
 def test_a_small_spread_is_standardised_and_only_rounding_is_not():

@@ -44,6 +44,14 @@ def test_the_rate_is_that_from_before_the_batch():
     near(memory["failure"], [0.96 * 1 + 1, 0.96, 7, 0.96 / 2 + 2])
 
 
+def test_a_prompt_drawn_twice_fades_once_and_both_groups_are_added():
+    tracker, on = beta_tracker(), batch([0, 0, 0, 0, 1, 1])
+    returns = np.array([1, 0, 1, 1, 0, 0], np.float32)
+    memory = step(tracker, on, returns, counts([3, 1], [1, 1]))[1]
+    near(memory["success"], [0.96 * 3 + 3, 0.96])
+    near(memory["failure"], [0.96 + 1, 0.96 + 2])
+
+
 def test_the_past_fades_by_how_far_the_policy_moved():
     """A half-life of 0.06: moved by 0.006, by 0.01 and by so much that the floor holds."""
     moved = np.array([0.006, 0.006, 0.01, 0.01, 5, 5], np.float32)

@@ -17,12 +17,14 @@ from train import toy
 import polopt
 from polopt.algorithm import pieces
 from polopt.errors import PoloptError
+from polopt.models import huggingface
 from polopt.rollout import Decoding, generate, wire
 from polopt.rollout.dialects import SGLANG, VLLM, Ask, Reported
 from polopt.rollout.draw import row_keys, uniform_at
 from polopt.rollout.replies import check_reply
 from polopt.rollout.server import Found, ServerSampler, corrected, probe, seed_for, seed_of
 from polopt.rollout.wire import Server, ServerError
+from polopt.train.config import TrainConfig
 from polopt.train.setup import collector_of
 from polopt.trajectory import Sampling
 from polopt.types import Stop
@@ -556,24 +558,28 @@ def test_every_method_is_corrected_once_where_it_can_be():
     assert already | anywhere <= names[False]
 
 
-def test_the_page_does_what_it_shows(tmp_path):
+def test_the_page_does_what_it_shows(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "external_sampler.md").read_text(encoding="utf-8")
     rng = np.random.default_rng(0)
     draw = toy_draw(toy.params(), lambda seed, position: rng.random())
     known = {"tokenizer": toy.Letters(), "prompts": PROMPTS, "lengths": LENGTHS, "ids": IDS}
-    known["export"] = lambda params, folder: (tmp_path / "weights").write_text(f"{params}{folder}")
+    known["model"] = toy.MODEL
+    monkeypatch.setattr(huggingface, "save", lambda folder, *_, **how: folder.mkdir())
     engine = e.Engine(draw, "vllm", "processed")
     with engine.listening() as url:
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-            exec(block.replace("http://127.0.0.1:8000", url).replace("512", "5"), known)
+            block = block.replace("http://127.0.0.1:8000", url).replace("512", "5")
+            exec(block.replace("/shared", str(tmp_path)), known)
         engine.seen.clear()
-        for name in ("push_to_vllm", "push_to_sglang"):
-            known["sample"] = dataclasses.replace(known["sample"], push=known[name])
-            assert known["sample"].pushed("new", 4).version == 4
+        assert known["sample"].pushed("new", 4).version == 4
     assert known["generated"].length[REAL].min() > 0
-    assert [path for path, _ in engine.seen] == [
-        "/collective_rpc",
-        "/reset_prefix_cache",
-        "/update_weights_from_disk",
-    ]
+    assert [path for path, _ in engine.seen] == ["/collective_rpc", "/reset_prefix_cache"]
+    assert (tmp_path / "policy").is_dir()
     assert "truncated_is" in repr(known["method"].trajectory)
+
+
+def test_the_page_names_flags_that_there_are():
+    page = (Path(__file__).parents[2] / "docs" / "external_sampler.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r"--(?:no-)?(server[\w-]*)", page))
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert {flag.replace("-", "_") for flag in flags} == {f for f in fields if f[:6] == "server"}

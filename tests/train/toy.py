@@ -51,6 +51,8 @@ class Letters:
     letters: str = "_.^abcdefghijklmnopqrstuvwxyz012"
     vocab_size: int = 32
     eos_ids: tuple[int, ...] = (1, 6, 13, 20, 27)  # many, so that completions are ragged
+    chat_template: str | None = None
+    system: str | None = None
 
     def prompt(self, question):
         return [2, *(self.letters.index(c) for c in question)]

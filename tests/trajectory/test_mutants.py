@@ -17,6 +17,7 @@ from polopt import (
     init,
     loss,
     objective,
+    piece,
     prepare,
 )
 from polopt.reward import drop_truncated, gae, outcome_return
@@ -27,8 +28,10 @@ from polopt.trajectory import (
     covariance_clip,
     divergence_loss,
     divergence_mask,
+    masked_is,
     pairwise_logistic,
     per_sequence,
+    per_sequence_mean,
     per_token,
     policy_gradient,
     process_reward_loss,
@@ -107,20 +110,49 @@ def test_a_divergence_is_weighed_by_a_bounded_ratio_without_its_gradient():
     assert not gradient["logp"].any()
 
 
+def recorded_weight(link, on, *filters):
+    """f32[N,T]: the weight that a correction computes before the update."""
+    reward, trajectory = chain(outcome_return(), *filters), chain(policy_gradient(), link)
+    alg = Algorithm(reward=reward, trajectory=trajectory)
+    (made,) = jax.jit(lambda on: prepare(alg, on)[0].rows.before)(on).values()
+    return made["weight"]
+
+
+def rows_of_ratio(log_ratio):
+    """One-token rows that the trainer found likelier than the sampler, by a log-ratio each."""
+    on = one_token_rows(np.ones(len(log_ratio)), logp_old=np.full(len(log_ratio), -20.0))
+    sampler = np.zeros_like(on.logp_sampler)
+    sampler[:, 1] = -20 - log_ratio
+    return dataclasses.replace(on, logp_sampler=sampler, log_keep=0 * sampler)
+
+
 @pytest.mark.parametrize("level", [per_token, per_sequence])
 def test_weights_that_are_all_small_are_still_normalised(level):
     """Every ratio is 1e-7 or half of it: their mean is 1, however small they are."""
     ratio = np.array([1e-7, 1e-7, 5e-8, 5e-8])
-    on = one_token_rows(np.ones(4), logp_old=np.full(4, -20.0))
-    sampler = np.zeros_like(on.logp_sampler)
-    sampler[:, 1] = -20 - np.log(ratio)
-    on = dataclasses.replace(on, logp_sampler=sampler, log_keep=0 * sampler)
     link = truncated_is(level=level, normalise=True)
-    alg = Algorithm(reward=chain(outcome_return()), trajectory=chain(policy_gradient(), link))
-    before = jax.jit(lambda on: prepare(alg, on)[0].rows.before)(on)
-    (weight,) = (made["weight"][:, 1] for made in before.values())
+    weight = recorded_weight(link, rows_of_ratio(np.log(ratio)))[:, 1]
     # The product over a row is bounded from below by exp(-10).
     near(weight, ratio / ratio.mean() if level is per_token else np.ones(4))
+
+
+def test_a_ratio_at_a_bound_is_inside():
+    """Bounds of zero width: only the ratio one is kept, on either side of it none."""
+    on = rows_of_ratio(np.array([0.0, 0.1, -0.1]))
+    near(recorded_weight(masked_is(low=1.0, high=1.0), on)[:, 1], [1, 0, 0])
+
+
+def test_a_filter_cannot_make_a_prompt_token_an_action():
+    """The mean log-ratio of a row is that of its two actions, whatever a filter keeps."""
+
+    @piece("reward")
+    def keep_all(credit, trajectories):
+        return dataclasses.replace(credit, keep=np.ones(trajectories.action_mask.shape, bool))
+
+    old = np.array([[0.0, 0.3, 0.1]], np.float32)
+    on = Trajectories.build([[1]], [[2, 3]], [1.0], group=1, columns={"logp_old": old})
+    weight = recorded_weight(truncated_is(level=per_sequence_mean), on, keep_all())
+    near(weight[:, 1:], np.full((1, 2), np.exp((0.3 + 0.1) / 2)))
 
 
 def test_a_mask_keeps_its_bounds_and_reports_what_it_drops():
@@ -149,9 +181,12 @@ def test_the_divergence_from_a_sure_token_is_large_and_finite():
     near(binary_kl(np.float32(1.0), np.float32(0.5)), 0.5 * np.log(0.5) + 0.5 * np.log(0.5 / 1e-8))
 
 
-def test_a_single_token_does_not_vary():
-    """Its covariance is zero, which lies outside the band."""
-    links = token_ratio(), unclipped(), covariance_clip(1.0, -5.0, -0.01)
+@pytest.mark.parametrize(
+    ("tokens", "low", "high"), [(1, -5.0, -0.01), (2, 0.0, 1.0), (2, -1.0, 0.0)]
+)
+def test_what_does_not_vary_has_covariance_zero_and_the_band_is_open(tokens, low, high):
+    """One token, or two of equal credit: zero is outside the band, at an end of it too."""
+    links = token_ratio(), unclipped(), covariance_clip(1.0, low, high)
     alg = Algorithm(reward=chain(outcome_return()), trajectory=chain(*links))
 
     @jax.jit
@@ -159,8 +194,9 @@ def test_a_single_token_does_not_vary():
         prepared, _ = prepare(alg, on, key=jax.random.key(0))
         return loss(alg, PolicyOutputs(logp=logp), prepared)[1]["policy/masked_fraction"].value()
 
-    on = one_token_rows(np.ones(1), logp_old=np.full(1, -1.0))
-    assert float(dropped(on, np.array([[0.0, -1.0]], np.float32))) == 0
+    on = one_token_rows(np.ones(tokens), logp_old=np.full(tokens, -1.0))
+    logp = np.array([[0.0, -1.0], [0.0, -2.0]], np.float32)[:tokens]
+    assert float(dropped(on, logp)) == 0
 
 
 def test_the_entropy_bonus_waits_for_low_entropy_and_grows_while_it_lasts():
