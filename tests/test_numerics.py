@@ -11,8 +11,10 @@ from polopt.numerics import (
     label_ids,
     masked_sum,
     row_mean,
+    running_sum,
     safe_exp,
     segment_max,
+    segment_quotient,
     segment_total,
     suffix_sum,
     token_info,
@@ -85,6 +87,20 @@ def test_suffix_sums_carry_over_what_is_masked_out():
     x = np.array([[1, 50, 2, 4, 70]], np.float32)
     mask = np.array([[True, False, True, True, False]])
     assert suffix_sum(x, 0.5, mask).tolist() == [[3, 4, 4, 4, 0]]
+
+
+@pytest.mark.parametrize("width", [1, 64, 200])  # blocks have 64 tokens
+def test_running_sums_are_numpys_cumsum_in_both_directions(width):
+    x = np.random.default_rng(width).exponential(size=(3, width)).astype(np.float32)
+    exact = x.astype(np.float64)
+    near(running_sum(x), np.cumsum(exact, axis=1))
+    near(running_sum(x, reverse=True), np.cumsum(exact[:, ::-1], axis=1)[:, ::-1])
+
+
+def test_a_quotient_of_segments_reads_nothing_of_padding():
+    x = np.array([1, 2, 3, np.nan, 4, 5], np.float32)
+    y = np.array([2, 3, 2, np.inf, 5, 0], np.float32)
+    near(segment_quotient(x, y, IDS, 0.5), [4 / 4.5, 6 / 8.5, 4 / 4.5, 0, 6 / 8.5, 10])
 
 
 def test_uniforms_do_not_know_the_batch_around_them():

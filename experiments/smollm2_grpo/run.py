@@ -65,3 +65,16 @@ def samples(records: list[study.Record]) -> str:
         parts.append(f"## {record['method']}, seed {record['seed']}\n")
         parts += [f"    {json.dumps(view)}" for view in shown[:4] + shown[-4:]]
     return "\n".join(parts) + "\n"
+
+
+README = """# SmolLM2-135M learns sums by GRPO
+
+{table}
+
+    {command}
+
+Python {python}, {versions}, {hardware}.
+"""
+
+if __name__ == "__main__":
+    main()

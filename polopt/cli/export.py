@@ -9,8 +9,8 @@ from polopt.errors import PoloptError, UsageError
 
 _EPILOG = """\
 examples:
-  polopt export base my_base                      the model that ships with polopt
-  polopt export runs/grpo-chain_sum-0 trained     what a run has come to, adapters merged
+  polopt export base my_base                      the model that polopt ships
+  polopt export runs/grpo-chain_sum-0 trained     a run, its adapters merged
   polopt export runs/grpo-chain_sum-0 adapter --adapter
   polopt export model.gguf model --dtype bfloat16"""
 

@@ -74,98 +74,122 @@ def attention(
     N, T, H, d = q.shape
     K = own[0].shape[1]
     P = N if prompt is None else prompt[0].shape[0]
-    # With a prompt's rows side by side, products with its keys need no copies of anything as large
-    # as scores. A single query reads a cache, which is larger and stays as it lies.
-    order = "pgk" if T == 1 else "pkg"
+    G = N // P
     # Heads that share a key head become more queries of it: one matrix product for all.
-    q = (q * rule.scale).reshape(P, N // P, T, K, H // K, d)
-    q = q.transpose(_axes("pgtkrd", f"{order}trd")).reshape(*_sizes(order, P, N // P, K), -1, d)
-
-    def own_part(x: Array) -> Array:
-        return x.reshape(P, N // P, *x.shape[1:]).transpose(_axes("pgksd", f"{order}sd"))
-
-    def seen(visible: Array) -> Array:
-        apart = visible.reshape(-(-visible.shape[0] * P // N), -1, *visible.shape[1:])
-        return jnp.expand_dims(apart, (order.index("k"), 4))
-
-    parts = [_Keys(order, own_part(own[0]), own_part(own[1]), seen(visible))]
+    q = (q * rule.scale).reshape(P, G, T, K, -1, d)
+    # A single query reads a cache in the shape that it has: reshaped, XLA copies all of it in every
+    # step. More of them lie so that a prompt's rows are side by side: what is as large as scores
+    # then needs no copies to meet its keys.
+    if T == 1:
+        lead, keys, back = (N, K), own, (0, 1, 3, 2, 4, 5)
+        q = q.transpose(0, 1, 3, 2, 4, 5).reshape(N, K, -1, d)
+        seen = visible[:, None, :, None]
+    else:
+        lead, back = (P, K, G), (0, 2, 3, 1, 4, 5)
+        q = q.transpose(0, 3, 1, 2, 4, 5).reshape(P * K, G, -1, d)
+        keys = [x.reshape(P, G, K, -1, d).swapaxes(1, 2).reshape(P * K, G, -1, d) for x in own]
+        seen = _by_prompt(visible, N, P)
+    parts = [_Keys(lead, None, *keys, seen)]
     if prompt is not None:
         assert prompt_visible is not None
-        parts.append(_Keys("pk", *prompt, seen(prompt_visible)))
-    out = _attend(rule, order, q, parts)
-    out = out.reshape(*_sizes(order, P, N // P, K), T, H // K, d)
-    return out.transpose(_axes(f"{order}trd", "pgtkrd")).reshape(N, T, H, d)
+        seen = prompt_visible[:, None, :, None] if T == 1 else _by_prompt(prompt_visible, N, P)
+        shared = [x.reshape(P * K, -1, d) for x in prompt]
+        parts.append(_Keys(lead, (P, G, K), *shared, seen))
+    out = _attend(rule, q, parts)
+    out = out.reshape(P, *((G, K) if T == 1 else (K, G)), T, H // K, d)
+    return out.transpose(back).reshape(N, T, H, d)
 
 
-def _axes(given: str, wanted: str) -> list[int]:
-    return [given.index(letter) for letter in wanted]
-
-
-def _sizes(order: str, P: int, G: int, K: int) -> list[int]:
-    return [{"p": P, "g": G, "k": K}[letter] for letter in order]
+def _by_prompt(visible: Array, N: int, P: int) -> Array:
+    """bool[P or 1,1,G or 1,T,1,S] of `visible [N or 1,T,S]`."""
+    rows = 1 if visible.shape[0] == 1 and N > 1 else P
+    return visible.reshape(rows, 1, -1, visible.shape[1], 1, visible.shape[2])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """One kind of keys, with their values; `axes` names those before [S,d]."""
+    """One kind of keys, with their values.
 
-    axes: str = dataclasses.field(metadata={"static": True})
-    keys: Array  # [axes,S,d]
+    Queries are [A,B,Q,d]: `lead` is (N, K) = (A, B), or (P, K, G) = (A, B) with A = P * K.
+    """
+
+    lead: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    shared: tuple[int, int, int] | None = dataclasses.field(metadata={"static": True})  # (P,G,K)
+    keys: Array  # [A,B,S,d]; [P*K,S,d] if shared
     values: Array
-    visible: Array  # bool, broadcasts to [order,T,R,S]
+    visible: Array  # bool, broadcasts to [*lead,T,R,S]
 
-    def scores(self, rule: Rule, order: str, q: Array) -> Array:
-        """f32[order,Q,S] of `q [order,Q,d]`, under the cap."""
-        scores = _product(f"{order}qd,{self.axes}sd->{order}qs", q, self.keys)
+    def scores(self, rule: Rule, q: Array) -> Array:
+        """f32[A,B,Q,S] of `q [A,B,Q,d]`, under the cap."""
+        scores = self.times("...qd,...sd->...qs", q, self.keys)
         return scores if rule.softcap is None else rule.softcap * jnp.tanh(scores / rule.softcap)
 
     def masked(self, scores: Array, fill: float) -> Array:
         """The same, with `fill` where nothing is visible."""
-        *rest, Q, S = scores.shape
-        T = self.visible.shape[-3]
-        apart = scores.reshape(*rest, T, Q // T, S)
+        apart = scores.reshape(*self.lead, self.visible.shape[-3], -1, scores.shape[-1])
         return jnp.where(self.visible, apart, fill).reshape(scores.shape)
+
+    def times(self, equation: str, x: Array, y: Array) -> Array:
+        """f32[A,B,Q,b] of `x [A,B,Q,a]` and keys or values."""
+        out = _product(equation, self._gathered(x), y)
+        if self.shared and len(self.lead) == 2:
+            P, G, K = self.shared
+            out = out.reshape(P, K, G, -1, out.shape[-1]).swapaxes(1, 2)
+        return out.reshape(*x.shape[:3], out.shape[-1])
+
+    def summed(self, x: Array, y: Array) -> Array:
+        """f32[A,B,a,b], or f32[P*K,a,b]: of `x [A,B,Q,a]` and `y [A,B,Q,b]`, over the queries."""
+        return _product("...qa,...qb->...ab", self._gathered(x), self._gathered(y))
+
+    def _gathered(self, x: Array) -> Array:
+        """`x [A,B,Q,a]`, or [P*K,G*Q,a]: the queries that share keys."""
+        if self.shared is None:
+            return x
+        P, G, K = self.shared
+        if len(self.lead) == 2:
+            x = x.reshape(P, G, K, *x.shape[2:]).swapaxes(1, 2)
+        return x.reshape(P * K, -1, x.shape[-1])
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(rule: Rule, order: str, q: Array, parts: list[_Keys]) -> Array:
-    """[order,Q,d] of `q [order,Q,d]`, which is scaled."""
-    return _forward(rule, order, q, parts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(rule: Rule, q: Array, parts: list[_Keys]) -> Array:
+    """[A,B,Q,d] of `q [A,B,Q,d]`, which is scaled."""
+    return _forward(rule, q, parts)[0]
 
 
-def _forward(rule: Rule, order: str, q: Array, parts: list[_Keys]) -> tuple[Array, Any]:
-    scores = [part.masked(part.scores(rule, order, q), -jnp.inf) for part in parts]
+def _forward(rule: Rule, q: Array, parts: list[_Keys]) -> tuple[Array, Any]:
+    scores = [part.masked(part.scores(rule, q), -jnp.inf) for part in parts]
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
     weights = [jnp.exp(s - top) for s in scores]
     total = functools.reduce(jnp.add, [w.sum(-1, keepdims=True) for w in weights])
     sums = [
-        _product(f"{order}qs,{part.axes}sd->{order}qd", w, part.values)
+        part.times("...qs,...sd->...qd", w, part.values)
         for w, part in zip(weights, parts, strict=True)
     ]
     out = (functools.reduce(jnp.add, sums) / total).astype(q.dtype)
     return out, (q, parts, out, top + jnp.log(total))
 
 
-def _backward(rule: Rule, order: str, saved: Any, cotangent: Array) -> tuple[Array, list[_Keys]]:
+def _backward(rule: Rule, saved: Any, cotangent: Array) -> tuple[Array, list[_Keys]]:
     q, parts, out, log_total = saved
     cotangent = cotangent.astype(jnp.float32)
     mean = jnp.sum(cotangent * out.astype(jnp.float32), -1, keepdims=True)
     dq, changes = jnp.zeros(q.shape), []
     for part in parts:
-        capped = part.scores(rule, order, q)
+        capped = part.scores(rule, q)
         weights = part.masked(jnp.exp(capped - log_total), 0.0)
-        dvalues = _product(f"{order}qs,{order}qd->{part.axes}sd", weights, cotangent)
-        dweights = _product(f"{order}qd,{part.axes}sd->{order}qs", cotangent, part.values)
+        dvalues = part.summed(weights, cotangent.astype(q.dtype))
+        dweights = part.times("...qd,...sd->...qs", cotangent, part.values)
         dscores = weights * (dweights - mean)
         if rule.softcap is not None:
             dscores = dscores * (1 - (capped / rule.softcap) ** 2)
-        dq = dq + _product(f"{order}qs,{part.axes}sd->{order}qd", dscores, part.keys)
-        dkeys = _product(f"{order}qs,{order}qd->{part.axes}sd", dscores, q)
+        dq = dq + part.times("...qs,...sd->...qd", dscores, part.keys)
+        dkeys = part.summed(dscores, q)
         changes.append(
             dataclasses.replace(
                 part,

@@ -303,7 +303,7 @@ def resume_conflicts(recorded: Any, asked: Any) -> list[str]:
     """List the fields in which `asked` would not continue the run that `recorded` began.
 
     Settings of display and of how arithmetic is split may change; so may `steps` upwards,
-    where the learning rate does not depend on it.
+    where the learning rate does not depend on it, and the address of a server.
     """
     if type(recorded) is not type(asked):
         return ["it is a run of another command"]
@@ -312,7 +312,8 @@ def resume_conflicts(recorded: Any, asked: Any) -> list[str]:
         and asked.steps > recorded.steps
         and asked.schedule == "constant"
     )
-    free = _FREE_ON_RESUME | ({"steps"} if longer else set())
+    moved = isinstance(asked, TrainConfig) and asked.server and recorded.server
+    free = _FREE_ON_RESUME | ({"steps"} if longer else set()) | ({"server"} if moved else set())
     return [
         f"{name} is {getattr(recorded, name)!r} in the run and {getattr(asked, name)!r} now"
         for name in hints(type(asked))

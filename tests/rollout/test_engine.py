@@ -13,6 +13,7 @@ from polopt.models import DecoderConfig, LanguageModel, MixedModel
 from polopt.rollout import Decoding, generate
 from polopt.rollout.engine import Engine, _fold
 from polopt.rollout.lanes import Drawing
+from polopt.types import Stop
 from tests.train.toy import compilations
 
 P, G, S, C = 5, 4, 6, 12
@@ -112,6 +113,25 @@ def test_two_models_that_write_together(params):
     both = params, jax.tree.map(lambda x: 0.5 * x, params)
     found = [engine(both, KEY, PROMPTS, LENGTHS, IDS) for engine in (one, other)]
     assert_same(*found)
+
+
+def test_rows_that_stop_earlier_than_others(params, expected):
+    most = 1 + np.arange(P * G, dtype=np.int32).reshape(P, G) * 5 % C
+    engine = Engine(model=MODEL, drawing=DRAWING, max_new_tokens=C, lanes=3)
+    found = engine(params, KEY, PROMPTS, LENGTHS, IDS, OFFSET, most)
+    cut = most.reshape(-1)
+    np.testing.assert_array_equal(found.length, np.minimum(expected.length, cut))
+    kept = np.arange(C) < cut[:, None]
+    np.testing.assert_array_equal(found.tokens, np.where(kept, expected.tokens, 0))
+    early = expected.length > cut
+    assert early.any()
+    assert (found.stop[early] == Stop.LENGTH).all()
+
+
+def test_a_length_beyond_the_room_is_refused(params):
+    engine = Engine(model=MODEL, drawing=DRAWING, max_new_tokens=C)
+    with pytest.raises(PoloptError, match=f"most is {C + 1} to {C + 1} tokens: give 1 to {C}"):
+        engine(params, KEY, PROMPTS, LENGTHS, IDS, most=np.full_like(IDS, C + 1))
 
 
 def test_no_lanes_are_refused():

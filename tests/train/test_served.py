@@ -18,7 +18,7 @@ from polopt.rollout.push import FolderPush
 from polopt.rollout.server import probe
 from polopt.rollout.wire import Server
 from polopt.train import loop
-from polopt.train.config import TrainConfig
+from polopt.train.config import TrainConfig, resume_conflicts
 from polopt.train.policy import Policy
 from polopt.train.setup import scale
 from train import toy
@@ -183,3 +183,10 @@ def test_the_correction_can_be_tuned_and_switched_off():
     assert names(server_corrected=False) == grpo().trajectory.names
     with pytest.raises(UsageError, match=r"server_push is of a server: give its address too"):
         TrainConfig(server_push="folder")
+
+
+def test_a_run_goes_on_at_a_server_that_moved_but_not_without_one():
+    one, two, none = (TrainConfig(server=url) for url in ("http://a:1", "http://b:2", None))
+    assert resume_conflicts(one, two) == []
+    assert resume_conflicts(one, none) == ["server is 'http://a:1' in the run and None now"]
+    assert resume_conflicts(none, one) == ["server is None in the run and 'http://a:1' now"]

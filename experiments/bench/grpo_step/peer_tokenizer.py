@@ -1,4 +1,7 @@
-"""A tokenizer of a peer: token i is the word `ti`, so that prompts of ids can go in as text."""
+"""A tokenizer of a peer: token i is the word `ti`, so that prompts of ids can go in as text.
+
+Special tokens are found inside of words, too, hence their other names.
+"""
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -8,11 +11,12 @@ from workload import EOS, PAD
 
 def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     """Without beginnings of texts."""
-    words = {f"t{i}": i for i in range(vocab)}
-    made = Tokenizer(models.WordLevel(words, unk_token=f"t{PAD}"))
+    special = {PAD: "<pad>", EOS: "<eos>"}
+    words = {special.get(i, f"t{i}"): i for i in range(vocab)}
+    made = Tokenizer(models.WordLevel(words, unk_token=special[PAD]))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token=f"t{PAD}", eos_token=f"t{EOS}", padding_side="left"
+        tokenizer_object=made, pad_token=special[PAD], eos_token=special[EOS], padding_side="left"
     )
 
 

@@ -31,6 +31,7 @@ PEERS = {
 }
 # Most of a peer's time that a part may take: (whole step, generation, update).
 TARGETS = {
+    "tiny": dict.fromkeys(("trl", "tunix"), (None, None, None)),
     "a": {"trl": (0.45, 0.4, 0.55), "tunix": (0.45, 0.4, 0.62)},
     "b": {"trl": (0.2, None, None), "tunix": (0.2, None, None)},
     "c": {"trl": (0.35, None, None), "tunix": (0.35, None, None)},
@@ -82,8 +83,7 @@ def spread(values: list[float]) -> dict:
 
 def measure(case: Case, pythons: dict[str, str], cache: pathlib.Path, pairs: int) -> dict:
     """Compare gradients, then time `pairs` turns."""
-    work = cache / "work"
-    shutil.rmtree(work, ignore_errors=True)
+    work = cache / f"work-{os.getpid()}"
     work.mkdir(parents=True)
 
     def start(name: str) -> Worker:
@@ -106,6 +106,7 @@ def measure(case: Case, pythons: dict[str, str], cache: pathlib.Path, pairs: int
     versions = {name: worker.ask("versions") for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
+    shutil.rmtree(work)
     return {"losses": losses, "gradients": gaps, "turns": turns, "versions": versions}
 
 

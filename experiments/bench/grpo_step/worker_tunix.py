@@ -37,12 +37,15 @@ NAMES = {
 
 
 class FixedLengths(Sampler):
-    """Row n ends at its length, and not before; the pad token, which tunix masks, is not drawn."""
+    """Row n ends after its length, as the end itself is cut off, and not before.
+
+    The pad token, which tunix masks, is not drawn.
+    """
 
     lengths: np.ndarray
 
     def _sample(self, logits, eos, cache, sampler_state):
-        written = sampler_state.decoding_step + 2 - sampler_state.num_input_tokens
+        written = sampler_state.decoding_step + 1 - sampler_state.num_input_tokens
         ending = (jnp.asarray(self.lengths) == written)[:, None, None]
         ids = jnp.arange(logits.shape[-1])
         logits = jnp.where((ids == EOS) | (ids == PAD), -jnp.inf, logits)

@@ -40,6 +40,19 @@ class Case:
 
 
 CASES = {
+    "tiny": Case(  # to see that the scripts run
+        prompts=2,
+        group=2,
+        prompt=8,
+        completion=8,
+        vocab=64,
+        hidden=32,
+        layers=1,
+        heads=2,
+        mlp=48,
+        kv_heads=1,
+        shortest=3,
+    ),
     "a": Case(prompts=4, group=8, prompt=64, completion=128),
     "b": Case(prompts=2, group=16, prompt=512, completion=128),
     "c": Case(prompts=4, group=8, prompt=64, completion=256, shortest=16),
