@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,21 +81,24 @@ def attention(
     # step. More of them lie so that a prompt's rows are side by side: what is as large as scores
     # then needs no copies to meet its keys.
     if T == 1:
-        lead, keys, back = (N, K), own, (0, 1, 3, 2, 4, 5)
+        lead, back = (N, K), (0, 1, 3, 2, 4, 5)
+        keys, values = own
         q = q.transpose(0, 1, 3, 2, 4, 5).reshape(N, K, -1, d)
         seen = visible[:, None, :, None]
     else:
         lead, back = (P, K, G), (0, 2, 3, 1, 4, 5)
         q = q.transpose(0, 3, 1, 2, 4, 5).reshape(P * K, G, -1, d)
-        keys = [x.reshape(P, G, K, -1, d).swapaxes(1, 2).reshape(P * K, G, -1, d) for x in own]
+        keys, values = (
+            x.reshape(P, G, K, -1, d).swapaxes(1, 2).reshape(P * K, G, -1, d) for x in own
+        )
         seen = _by_prompt(visible, N, P)
-    parts = [_Keys(lead, None, *keys, seen)]
+    parts = [_Keys(lead, None, keys, values, seen)]
     if prompt is not None:
         assert prompt_visible is not None
         seen = prompt_visible[:, None, :, None] if T == 1 else _by_prompt(prompt_visible, N, P)
-        shared = [x.reshape(P * K, -1, d) for x in prompt]
-        parts.append(_Keys(lead, (P, G, K), *shared, seen))
-    out = _attend(rule, q, parts)
+        keys, values = (x.reshape(P * K, -1, d) for x in prompt)
+        parts.append(_Keys(lead, (P, G, K), keys, values, seen))
+    out = cast(Array, _attend(rule, q, parts))
     out = out.reshape(P, *((G, K) if T == 1 else (K, G)), T, H // K, d)
     return out.transpose(back).reshape(N, T, H, d)
 

@@ -83,7 +83,7 @@ class Engine:
         C = self.max_new_tokens
         offset = np.zeros_like(ids) if offset is None else offset
         most = np.full_like(ids, C) if most is None else np.asarray(most)
-        if most.size and not (1 <= most.min() and most.max() <= C):
+        if most.size and not (most.min() >= 1 and most.max() <= C):
             raise PoloptError(
                 f"Engine: most is {most.min()} to {most.max()} tokens: give 1 to {C} "
                 "(max_new_tokens)"
@@ -114,9 +114,7 @@ class _Call:
     ) -> None:
         self.engine, self.params, self.key = engine, params, key
         self.prompts, self.lengths = np.asarray(prompts), np.asarray(lengths)
-        self.ids, self.offset, self.most = (
-            np.asarray(x).reshape(-1) for x in (ids, offset, most)
-        )
+        self.ids, self.offset, self.most = (np.asarray(x).reshape(-1) for x in (ids, offset, most))
         P, self.G = ids.shape
         self.waiting = [p for p in range(P) if lengths[p] > 0]  # prompts without a slot
         slots, self.width = _shape(len(self.waiting), self.G, engine.lanes)
