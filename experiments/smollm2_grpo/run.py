@@ -4,7 +4,7 @@ The model cannot begin from nothing: a short supervised warm start on a task's o
 first, and is counted apart. Finished runs are kept, so the study can be interrupted. Writes
 results.json, README.md, curves.png and samples.md beside itself.
 
-    python -m experiments.smollm2_grpo.run --seeds 0 --steps 40
+    python -m experiments.smollm2_grpo.run --seeds 0 --steps 24
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ RUNS = Path("runs/smollm2_grpo")
 WARM = RUNS / "warm_start"
 TASK = ("--task", "chain_sum")
 ARMS = {
-    "full": ("--learning-rate", "1e-5"),
-    "lora": ("--lora-rank", "16", "--learning-rate", "2e-4"),
+    "full": ("--learning-rate", "2e-5"),
+    "lora": ("--lora-rank", "16", "--learning-rate", "3e-4"),
 }
 SAME = (
     *("--algorithm", "grpo", "--model", str(WARM), *TASK, "--prompts", "8", "--group-size", "8"),
-    *("--minibatches", "1", "--max-new-tokens", "40", "--eval-every", "10"),
-    *("--eval-problems", "256"),
+    *("--minibatches", "1", "--max-new-tokens", "36", "--eval-every", "8"),
+    *("--eval-problems", "256", "--pack", "never"),
 )
 SERIES = ("reward/mean", "policy/entropy", "rollout/length", "rollout/logp_gap")
 
 
 def main() -> None:
-    args = study.options(__doc__, steps=40)
+    args = study.options(__doc__, steps=24)
     rows = ("--solution", "worked", "--problems", "256", "--epochs", "1", "--batch", "16")
     warm = study.execute(
         WARM,
@@ -67,13 +67,32 @@ def samples(records: list[study.Record]) -> str:
     return "\n".join(parts) + "\n"
 
 
-README = """# SmolLM2-135M learns sums by GRPO
+README = """# SmolLM2-135M-Instruct learns sums by GRPO
+
+`smollm2-135m` on chain_sum of reasoning-gym (2 to 3 terms of 1 to 2 digits), asked through its chat
+template under the default system message. As it is, the model hardly ever answers in the form that
+the verifier reads, so a short supervised warm start comes first and is counted apart: one pass over
+256 problems with worked solutions, none of them held out. Then GRPO, 8 prompts of 8 completions a
+step, reward the verifier's alone (no reward for form): once all weights, once adapters of rank 16
+over all linear maps. Accuracy is of 256 problems that neither saw, one completion each at
+temperature 1, with Wilson's 95 % interval.
 
 {table}
 
+The warm start took {warm[seconds]:.0f} s (on a machine busy with other work): `{warm[command]}`.
+Seconds of a run hold everything from start to end: loading, compilation, evaluations, the last
+checkpoint.
+
+![held-out accuracy and the training rollouts over steps](curves.png)
+
+The entropy falls as accuracy rises: much of the gain is that sums which the model half knows are no
+longer lost to a badly drawn digit. What it wrote before and after is in [samples.md](samples.md).
+With one seed per arm nothing is said about which of the two is better.
+
     {command}
 
-Python {python}, {versions}, {hardware}.
+Python {python}, {versions}, {hardware}. [results.json](results.json) has every run: its command,
+seconds and curves.
 """
 
 if __name__ == "__main__":
