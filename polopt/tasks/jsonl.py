@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from polopt.errors import PoloptError
 from polopt.tasks.answer import Extractor, answered, instruction, tagged_answer
+from polopt.tasks.json_lines import check_text, kind, objects, read_lines
 from polopt.tasks.score import SINGLE
 from polopt.tasks.task import ANSWER, Abstained, Example, Parts, Reward, Task
 
@@ -46,13 +46,8 @@ def jsonl_task(
     """
     if not 0 < held_out < 1:
         raise PoloptError(f"held_out is {held_out!r}: give a share between 0 and 1")
-    raw = _read(path)
-    lines = raw.decode("utf-8-sig", "surrogateescape").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
-        raise PoloptError(f"{path}: the file is empty")
-    rows = [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    raw = read_lines(path)
+    rows = [_row(value, where) for where, value in objects(raw, path)]
     outside = _outside({row.prompt for row in rows}, held_out, str(path))
     train = _numbered([row for row in rows if row.prompt not in outside])
     settings = {
@@ -74,40 +69,17 @@ def jsonl_task(
     )
 
 
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise PoloptError(f"{path}: cannot read: {error.strerror}") from error
-
-
-def _row(line: str, where: str) -> Example:
-    if not line.strip():
-        raise PoloptError(f"{where}: blank line; give one JSON object per line")
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PoloptError(f"{where}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise PoloptError(f"{where}: a JSON {_kind(value)}, not an object with prompt and answer")
+def _row(value: dict[str, Any], where: str) -> Example:
     for name in _FIELDS:
         if name not in value:
             raise PoloptError(f"{where}: no field {name!r}; it has {', '.join(value) or 'none'}")
         if not isinstance(value[name], str):
-            raise PoloptError(f"{where}: {name!r} is a {_kind(value[name])}, not a string")
-        try:
-            value[name].encode()
-        except UnicodeEncodeError as error:
-            raise PoloptError(f"{where}: {name!r} is not valid Unicode text") from error
+            raise PoloptError(f"{where}: {name!r} is a {kind(value[name])}, not a string")
+        check_text(value[name], name, where)
     if not value["prompt"].strip():
         raise PoloptError(f"{where}: 'prompt' is blank")
     rest = {key: item for key, item in value.items() if key not in _FIELDS}
     return Example(prompt=value["prompt"], answer=value["answer"], index=0, metadata=rest)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
 
 
 def _outside(prompts: set[str], share: float, path: str) -> set[str]:

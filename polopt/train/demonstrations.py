@@ -7,14 +7,13 @@ token that ends a completion.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from polopt.errors import PoloptError, UsageError
 from polopt.models.tokenizer import Tokenizer
 from polopt.tasks import Abstained, Task, jsonl_task, load_task
+from polopt.tasks.json_lines import check_text, objects, read_lines
 from polopt.tasks.task import ANSWER, WORKED
 from polopt.train.sft_config import SftConfig
 
@@ -46,10 +45,8 @@ def task_to_learn(config: SftConfig) -> Task | None:
             held_out=config.held_out,
             seed=_STREAM + config.seed,
         )
-    first = next(iter(_objects(config.data)), None)
-    if first is None:
-        raise PoloptError(f"{config.data}: the file is empty")
-    answers = "answer" in first[1] and not {"messages", "completion"} & set(first[1])
+    _, first = objects(read_lines(config.data), config.data)[0]
+    answers = "answer" in first and not {"messages", "completion"} & set(first)
     return jsonl_task(config.data, seed=config.seed) if answers else None
 
 
@@ -65,7 +62,10 @@ def demonstrations(
     if task is not None:
         return _solved(config, task, tokenizer)
     assert config.data is not None
-    return [_row(value, where, tokenizer) for where, value in _objects(config.data)]
+    return [
+        _row(value, where, tokenizer)
+        for where, value in objects(read_lines(config.data), config.data)
+    ]
 
 
 def _solved(config: SftConfig, task: Task, tokenizer: Tokenizer) -> list[Demonstration]:
@@ -100,6 +100,8 @@ def _answered(prompt: str, completion: str, tokenizer: Tokenizer) -> Demonstrati
 
 
 def _row(value: Mapping[str, Any], where: str, tokenizer: Tokenizer) -> Demonstration:
+    for name, item in value.items():
+        check_text(item, name, where)
     try:
         if "messages" in value:
             row = Demonstration(*tokenizer.chat_turns(_messages(value["messages"], tokenizer)))
@@ -137,28 +139,3 @@ def _text(value: Mapping[str, Any], name: str) -> str:
     if not isinstance(value[name], str) or not value[name].strip():
         raise PoloptError(f"{name!r} must be text that is not blank")
     return value[name]
-
-
-def _objects(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of every line.
-
-    Raises:
-      PoloptError: the file cannot be read, or a line is not one JSON object.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise PoloptError(f"{path}: cannot read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PoloptError(f"{path}: not UTF-8 at byte {error.start}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise PoloptError(f"{where}: not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise PoloptError(f"{where}: a JSON {type(value).__name__}, not an object")
-        found.append((where, value))
-    return found

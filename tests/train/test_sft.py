@@ -166,6 +166,7 @@ def test_a_file_of_answers_is_a_task_with_its_own_held_out_prompts(tmp_path):
         ('{"text": "x"}', "rows.jsonl:2: no field 'prompt'; it has text: give messages, or"),
         ('{"prompt": "x"}', "rows.jsonl:2: no field 'completion'"),
         ('{"prompt": "x", "completion": " "}', "rows.jsonl:2: 'completion' must be text"),
+        ('{"prompt": "x", "completion": "\\ud800"}', "rows.jsonl:2: 'completion' is not valid"),
         ('{"messages": []}', "rows.jsonl:2: 'messages' must be a list"),
         ('{"messages": [{"content": "x"}]}', "rows.jsonl:2: message 0 is no object with a role"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "rows.jsonl:2: nothing to learn"),
@@ -193,6 +194,13 @@ def test_what_cannot_be_learned_is_refused(settings, words):
     asked = SftConfig(held_out=8, **settings)
     with pytest.raises(PoloptError, match=words):
         demonstrations(asked, task_to_learn(asked), TOKENIZER)
+
+
+def test_a_line_ends_where_a_line_feed_is(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a\u2028b", "completion": "c\x85d"}\n', encoding="utf-8")
+    (row,) = demonstrations(SftConfig(data=str(path)), None, TOKENIZER)
+    assert read(row, TOKENIZER) == ("<bos>a\u2028b\n", "c\x85d<eos>")
 
 
 def test_conversations_need_a_template(tmp_path):
