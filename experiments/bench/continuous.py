@@ -5,7 +5,8 @@
 Lengths are fixed and uniform from 16 to 256 tokens, prompts have 64. The padded way decodes 32
 requests at a time and stops each batch at its longest row (`polopt.rollout.generate`); the engine
 (`polopt.rollout.engine`) gives a lane the next request when its row is done. Both draw the same
-tokens. They are timed in turn in one process; the ratio is the median over the pairs.
+tokens, but for rows in which a draw fell on an edge that rounding moves: the share is printed. They
+are timed in turn in one process; the ratio is the median over the pairs.
 """
 
 import argparse

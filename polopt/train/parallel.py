@@ -49,7 +49,7 @@ class Parallel:
         `layout` are dealt to the devices.
         """
         if not self.pmap:
-            return jax.jit(update, donate_argnums=0)
+            return jax.jit(update, donate_argnums=0, compiler_options=_keep_recomputation())
         mapped = jax.pmap(
             update,
             axis_name=AXIS,
@@ -95,6 +95,15 @@ class Parallel:
 
     def _devices(self) -> list[Any]:
         return jax.local_devices()[: self.devices]
+
+
+def _keep_recomputation() -> dict[str, str]:
+    """Compiler options under which what is to be computed again is not kept instead.
+
+    XLA drops the barriers around it on the CPU, and then merges both computations into one.
+    """
+    cpu = jax.default_backend() == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if cpu else {}
 
 
 @functools.lru_cache(maxsize=8)

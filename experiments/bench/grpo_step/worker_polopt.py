@@ -20,6 +20,7 @@ from polopt.reward import group_mean_baseline, group_std_scale, outcome_return
 from polopt.rollout import Decoding
 from polopt.rollout.engine import Engine
 from polopt.rollout.lanes import Drawing
+from polopt.train.parallel import Parallel
 from polopt.train.update import init_state, make_update
 from polopt.trajectory import clip, token_ratio
 
@@ -68,8 +69,8 @@ def trajectories(case: Case, completions, rewards, logp_sampler) -> Trajectories
 
 def step_of(case: Case, model: LanguageModel, alg: Algorithm, optimizer):
     """One optimiser step on a batch: credit, layout, gradient."""
-    update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.rows, remat=False)
-    update = jax.jit(update, donate_argnums=0)
+    update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.rows, remat=True)
+    update = Parallel().step(update)
     credit = jax.jit(functools.partial(prepare, alg))
     rows = np.arange(case.rows, dtype=np.int32)
 
