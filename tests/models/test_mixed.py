@@ -57,6 +57,7 @@ def log_probs(model, out, temperature):
     return np.stack(found)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_the_mixture_that_was_sampled():
     temperature, alpha = 0.6, 0.2
     mixed = MixedModel(FIRST, SECOND, alpha, temperature)

@@ -81,7 +81,9 @@ def test_the_rows_are_worth_comparing(expected):
     assert len(set(expected.stop.tolist())) == 4  # padding, end, stop token, length
 
 
-@pytest.mark.parametrize("lanes", [None, 1, 3, 8, 16])
+@pytest.mark.parametrize(
+    "lanes", [None, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 16))]
+)
 def test_any_number_of_lanes_draws_the_same(lanes, params, expected):
     engine = Engine(model=MODEL, drawing=DRAWING, max_new_tokens=C, lanes=lanes)
     assert_same(engine(params, KEY, PROMPTS, LENGTHS, IDS, OFFSET), expected)
@@ -106,6 +108,7 @@ def test_only_padding_is_nothing(params):
     assert not found.length.any()
 
 
+@pytest.mark.slow
 def test_two_models_that_write_together(params):
     pair = MixedModel(MODEL, MODEL, 0.5)
     one = Engine(model=pair, drawing=DRAWING, max_new_tokens=C, lanes=3)

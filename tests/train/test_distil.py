@@ -123,7 +123,7 @@ def on_two(tmp_path_factory):
     return left(run, tmp_path_factory.mktemp("judged"))
 
 
-@pytest.fixture(params=["on_one", "on_two"])
+@pytest.fixture(params=["on_one", pytest.param("on_two", marks=pytest.mark.slow)])
 def straight(request):
     return request.getfixturevalue(request.param)
 

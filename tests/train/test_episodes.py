@@ -31,6 +31,7 @@ def settings(**changes):
     return toy.config(steps=2, max_new_tokens=8, group_size=4, eval_every=1, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_of_episodes_is_paid_by_turns_and_resumes(tmp_path):
     run = toy.make_run(mt_grpo(), settings(), toy.task(environment=ENVIRONMENT))
     toy.go(run, tmp_path / "straight")

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from polopt.algorithms import sdpo
 from polopt.models.score import score
@@ -58,6 +59,7 @@ def scored():
     return rollout, run._score(now, given, rollout)
 
 
+@pytest.mark.slow
 def test_a_run_scores_its_rows_after_what_worked():
     rollout, trajectories = scored()
     letters, params = toy.Letters(), toy.params()

@@ -317,6 +317,7 @@ def test_train_does_not_go_on_with_another_run(on_one, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_run_in_another_process_and_ends_well_on_sigterm(on_one, tmp_path):
     """Killed here, taken up by the command line, terminated there inside a step, ended here."""
     run, expected = on_one

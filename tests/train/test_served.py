@@ -124,6 +124,7 @@ def test_a_run_is_sampled_by_a_server_that_is_given_its_weights(tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pushed", "run"]
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_its_weights_falls_behind(tmp_path):
     with Engine("vllm", tmp_path).listening() as url:
         rows = go(url, tmp_path / "run", eval_problems=0)
