@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct learns sums by GRPO: all weights, and adapters alone.
 
-The model cannot begin from nothing: a short supervised warm start on a task's own solutions comes
-first, and is counted apart. Finished runs are kept, so the study can be interrupted. Writes
-results.json, README.md, curves.png and samples.md beside itself.
+A short supervised warm start on a task's own solutions comes first, and is counted apart. Finished
+runs are kept, so the study can be interrupted. Writes results.json, README.md, curves.png and
+samples.md beside itself.
 
     python -m experiments.smollm2_grpo.run --seeds 0 --steps 24
 """
@@ -70,12 +70,11 @@ def samples(records: list[study.Record]) -> str:
 README = """# SmolLM2-135M-Instruct learns sums by GRPO
 
 `smollm2-135m` on chain_sum of reasoning-gym (2 to 3 terms of 1 to 2 digits), asked through its chat
-template under the default system message. As it is, the model hardly ever answers in the form that
-the verifier reads, so a short supervised warm start comes first and is counted apart: one pass over
-256 problems with worked solutions, none of them held out. Then GRPO, 8 prompts of 8 completions a
-step, reward the verifier's alone (no reward for form): once all weights, once adapters of rank 16
-over all linear maps. Accuracy is of 256 problems that neither saw, one completion each at
-temperature 1, with Wilson's 95 % interval.
+template under the default system message. A short supervised warm start comes first and is counted
+apart: one pass over 256 problems with worked solutions, none of them held out. Then GRPO, 8 prompts
+of 8 completions a step, reward the verifier's alone (no reward for form): once all weights, once
+adapters of rank 16 over all linear maps. Accuracy is of 256 problems that neither saw, one
+completion each at temperature 1, with Wilson's 95 % interval.
 
 {table}
 
@@ -85,9 +84,7 @@ checkpoint.
 
 ![held-out accuracy and the training rollouts over steps](curves.png)
 
-The entropy falls as accuracy rises: much of the gain is that sums which the model half knows are no
-longer lost to a badly drawn digit. What it wrote before and after is in [samples.md](samples.md).
-With one seed per arm nothing is said about which of the two is better.
+What it wrote before and after is in [samples.md](samples.md).
 
     {command}
 
