@@ -131,6 +131,7 @@ SEPARATE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SEPARATE)
 def test_every_method_sums_over_eight_devices(key):
     """The same by vmap over eight named shards, which compiles in a third of the time."""

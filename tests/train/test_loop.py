@@ -61,7 +61,7 @@ def left(run, folder):
     return run, folder
 
 
-@pytest.fixture(params=["on_one", "on_two"])
+@pytest.fixture(params=["on_one", pytest.param("on_two", marks=pytest.mark.slow)])
 def straight(request):
     return request.getfixturevalue(request.param)
 
