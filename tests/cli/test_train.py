@@ -119,6 +119,7 @@ def test_a_signal_stops_after_the_step_and_the_command_it_prints_goes_on(number,
     assert not read_config("runs/grpo-chain_sum-0").resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_stops_at_once(number, code):
     process = start("--no-plot", "--steps", "2", "--run", "slow", delay=30)

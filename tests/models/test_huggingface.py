@@ -77,6 +77,7 @@ def test_logits_of_rows_and_of_padded_rows(frozen):
     np.testing.assert_allclose(logits[real], said["logits"][real], rtol=0, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_logits_of_packed_rows(frozen):
     model, params, said = frozen
     N, T = said["tokens"].shape
@@ -94,6 +95,7 @@ def test_logits_of_packed_rows(frozen):
     np.testing.assert_allclose(logits[own], predicted[own], rtol=0, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_logits_of_cached_decoding(frozen):
     model, params, said = frozen
     tokens, length, start = said["tokens"], said["length"], said["prompt_length"]
@@ -280,6 +282,7 @@ for dtype in ("bfloat16", "float32"):  # the smaller first: a process knows its 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_of_memory_is_the_model(tmp_path):
     sizes = {"vocab_size": 8192, "hidden_size": 512, "num_layers": 3, "mlp_size": 2048}

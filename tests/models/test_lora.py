@@ -100,6 +100,7 @@ def test_parameters_come_apart_and_the_base_is_not_copied():
     assert 0.8 * 24**-0.5 < np.abs(a).max() < 24**-0.5
 
 
+@pytest.mark.slow
 def test_everything_is_as_of_the_merged_model():
     params = moved(MODEL, weights())
     dense, merged = MODEL.merge(params)
@@ -128,6 +129,7 @@ def test_everything_is_as_of_the_merged_model():
     assert np.abs(BASE.hidden(weights(), TOKENS) - got["hidden"]).max() > 0.5
 
 
+@pytest.mark.slow
 def test_over_a_quantised_base_too():
     params = moved(*quantised_model("int8"))
     model, _ = quantised_model("int8")

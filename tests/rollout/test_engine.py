@@ -89,6 +89,7 @@ def test_any_number_of_lanes_draws_the_same(lanes, params, expected):
     assert_same(engine(params, KEY, PROMPTS, LENGTHS, IDS, OFFSET), expected)
 
 
+@pytest.mark.slow
 def test_without_moving_lanes_together(params, expected):
     engine = Engine(model=MODEL, drawing=DRAWING, max_new_tokens=C, compact=False)
     assert_same(engine(params, KEY, PROMPTS, LENGTHS, IDS, OFFSET), expected)

@@ -32,6 +32,7 @@ def straight(tmp_path_factory):
     return run, folder
 
 
+@pytest.mark.slow
 def test_a_run_keeps_adapters_only_and_shares_one_base(straight):
     run, folder = straight
     adapters, own = split(run.policy.params)

@@ -93,6 +93,7 @@ def go(url, folder, **changes):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_by_a_server_that_is_given_its_weights(tmp_path, monkeypatch):
     versions, score = [], loop.Run._score
 

@@ -307,6 +307,7 @@ class Interrupt:
         return lambda *args: None
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_usable_and_goes_on_bit_for_bit(world, straight, tmp_path):
     whole, _ = straight
     settings = dataclasses.replace(whole, run=str(tmp_path / "run"))
@@ -322,6 +323,7 @@ def test_a_stopped_run_is_usable_and_goes_on_bit_for_bit(world, straight, tmp_pa
     toy.assert_same_tree(load_policy(settings.run).params, load_policy(whole.run).params)
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_merged(world, straight, tmp_path):
     settings = config(tmp_path / "run", lora_rank=2, micro_batch=2, system="Be brief.", **world)
     sft(settings)

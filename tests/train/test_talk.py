@@ -70,6 +70,7 @@ def policy():
     return Policy(model=MODEL, params=MODEL.init(jax.random.key(0)), tokenizer=CHATTING)
 
 
+@pytest.mark.slow
 def test_a_reply_is_the_likeliest_continuation_and_few_widths_are_compiled(policy, monkeypatch):
     widths = []
 
