@@ -65,13 +65,13 @@ def _export_adapter(name: str, out: str) -> str:
     """Write the adapters of a run; returns the name of the model that they go over."""
     from polopt.models.lora import LoraModel
     from polopt.models.peft import save_peft
-    from polopt.train.config import read_config
     from polopt.train.policy import is_run, load_trained
+    from polopt.train.sft_config import read_run
 
     policy = load_trained(name) if is_run(name) else None
     if policy is None or not isinstance(policy.model, LoraModel):
         raise PoloptError(f"{name} has no adapters: only a run with --lora-rank has")
-    base = read_config(name).model
+    base = read_run(name).model
     save_peft(out, policy.model, policy.params, base)
     return base
 

@@ -1,5 +1,7 @@
 """`polopt export`: what is written is read back bit by bit, whatever it came from."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from polopt.models.peft import load_peft
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig, to_json
 from polopt.train.policy import adapted, load_policy
+from polopt.train.sft_config import SftConfig
 
 
 def complaint(capsys, *args):
@@ -75,6 +78,15 @@ def test_a_run_with_adapters_is_merged_or_its_adapters_alone(lora_run, tmp_path,
     read, adapters = load_peft(adapter, model)
     assert (read.rank, read.alpha) == (2, 32.0)
     jax.tree.map(np.testing.assert_array_equal, adapters, moving)
+
+
+def test_adapters_of_a_supervised_run_go_out_too(lora_run, tmp_path, capsys):
+    folder, adapter = tmp_path / "run", tmp_path / "adapter"
+    shutil.copytree(lora_run[0], folder)
+    settings = SftConfig(lora_rank=2, lora_targets=("layers/0/attention/q",))
+    (folder / "config.json").write_text(to_json(settings))
+    assert main(["export", str(folder), str(adapter), "--adapter"]) == 0
+    assert capsys.readouterr().out == f"adapter  {adapter}  0.0 MB, over base\n"
 
 
 def test_what_cannot_be_exported_is_one_line(lora_run, tmp_path, capsys):
