@@ -20,7 +20,6 @@ import numpy as np
 
 from polopt.algorithm import Algorithm, init, single_step
 from polopt.compose import prepare, reweigh
-from polopt.errors import PoloptError
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
@@ -57,7 +56,6 @@ from polopt.train.update import Params, TrainState, init_state, make_update
 from polopt.train.writers import make_samplers
 from polopt.types import Info, Trajectories, info_values, merge_info
 
-MAX_SKIPPED = 10  # training steps in a row without one finite gradient
 SAMPLES_SHOWN = 4
 
 
@@ -321,13 +319,8 @@ class Run:
                 infos.append(info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches
-        now.barren = now.barren + 1 if after - before == steps_taken else 0
-        if now.barren == MAX_SKIPPED:
-            raise PoloptError(
-                f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
-                f"move: stopped in step {now.step + 1}; checkpoints are in "
-                f"{self.record.checkpoints}"
-            )
+        skipped = after - before == steps_taken
+        now.count_skipped(skipped, step=now.step + 1, checkpoints=self.record.checkpoints)
         return {**_metrics(infos), "update/skipped": after}
 
     def _prepare(self, now: Progress, trajectories: Trajectories, step_of: np.ndarray) -> Any:

@@ -43,7 +43,6 @@ from polopt.types import Trajectories, info_values
 
 MOST_WIDTHS = 3  # compiled programs, one for each width of a batch
 NARROWER = 0.7  # of the next width, or a width is not worth a program
-MAX_SKIPPED = 10  # steps in a row without a finite gradient
 
 
 def supervised() -> Algorithm:
@@ -183,16 +182,9 @@ class _Run:
             "time/tokens_per_second": int(batch.length.sum()) / seconds,
         }
         now.first, now.last = now.first or metrics, metrics
-        self._check_moves(now, int(now.state.skipped) > skipped)
+        still = int(now.state.skipped) > skipped
+        now.count_skipped(still, step=now.step, checkpoints=self.record.checkpoints)
         self.sink.step(now.step, metrics)
-
-    def _check_moves(self, now: Progress, skipped: bool) -> None:
-        now.barren = now.barren + 1 if skipped else 0
-        if now.barren == MAX_SKIPPED:
-            raise PoloptError(
-                f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
-                f"move: stopped in step {now.step}; checkpoints are in {self.record.checkpoints}"
-            )
 
     def _resume(self) -> Progress:
         start = Progress(init_state({"policy": self.moving}, self.optimizer, init(self.alg)))

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from polopt.errors import PoloptError
 from polopt.rollout.collect import Cursor
 from polopt.rollout.pool import Pool
 from polopt.train import checkpoint
 from polopt.train.parallel import Parallel
 from polopt.train.update import Params, TrainState
 
+MAX_SKIPPED = 10  # training steps in a row without one finite gradient
 _COUNTERS = ("barren", "first", "last")
 
 
@@ -37,6 +39,19 @@ class Progress:
         """The same with a copy on every device."""
         state, average = parallel.replicate((self.state, self.average))
         return dataclasses.replace(self, state=state, average=average)
+
+    def count_skipped(self, skipped: bool, *, step: int, checkpoints: Path) -> None:
+        """Count a step that was skipped whole; one that was not begins the count anew.
+
+        Raises:
+          PoloptError: `MAX_SKIPPED` of them in a row.
+        """
+        self.barren = self.barren + 1 if skipped else 0
+        if self.barren == MAX_SKIPPED:
+            raise PoloptError(
+                f"{MAX_SKIPPED} steps in a row had no finite gradient, so the parameters did not "
+                f"move: stopped in step {step}; checkpoints are in {checkpoints}"
+            )
 
 
 def arrays(now: Progress) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from polopt.reward import batch_whiten, gae
 from polopt.rollout.collect import Cursor
 from polopt.train import checkpoint
 from polopt.train.config import to_json
-from polopt.train.loop import MAX_SKIPPED, train
+from polopt.train.loop import train
 from polopt.train.record import unknown_keys
-from polopt.train.state import Progress, arrays
+from polopt.train.state import MAX_SKIPPED, Progress, arrays
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, token_ratio, value_loss
 from polopt.types import info_values
