@@ -118,11 +118,19 @@ def update_parts(case: Case, timer: Timer):
     )
     rows = np.arange(case.rows)
     layout = jax.tree.map(lambda x: x[0], plan(batch, rows))
+    layouts = plan(batch, rows, splits=case.prompts)  # a group at a time, as the step does it
     step = step_of(case, model, alg, optimizer)
     held = init_state({"policy": params}, optimizer, init(alg))
     ones = jnp.ones((len(layout.prompt) + layout.tokens.size, case.hidden))
 
-    layers = jax.jit(jax.grad(lambda p: jnp.vdot(model.states(p, layout), ones)))
+    @jax.jit
+    def layers(params):
+        def add(total, layout):
+            found = jax.grad(lambda p: model.states(p, layout).sum())(params)
+            return jax.tree.map(jnp.add, total, found), None
+
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), layouts)[0]
+
     given = {"states": ones * 0.1, "unembedding": model.unembedding(params)}
     head = jax.jit(
         jax.grad(lambda p: score({"policy": (States(), p)}, batch, layout=layout).logp.sum())
@@ -140,7 +148,7 @@ def update_parts(case: Case, timer: Timer):
         timer("head", lambda: head(given))
         timer("optimiser", lambda: moved(held, {"policy": params}))
 
-    return measure, layout.positions, int(lengths.sum())
+    return measure, layouts.positions, int(lengths.sum())
 
 
 def decoding(case: Case, timer: Timer):
@@ -226,7 +234,8 @@ def main():
     args = parser.parse_args()
     case, timer = CASES[args.case], Timer()
     update, positions, scored = update_parts(case, timer)
-    shapes = products(case, positions, scored)
+    shapes = products(case, positions // case.prompts, scored // case.prompts)
+    shapes = [(m, k, n, count * case.prompts) for m, k, n, count in shapes]
     measures = rates(case, shapes, timer), update, decoding(case, timer)
     for _ in range(args.repeats):
         for measure in measures:

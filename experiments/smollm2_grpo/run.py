@@ -4,7 +4,7 @@ A short supervised warm start on a task's own solutions comes first, and is coun
 runs are kept, so the study can be interrupted. Writes results.json, README.md, curves.png and
 samples.md beside itself.
 
-    python -m experiments.smollm2_grpo.run --seeds 0 --steps 24
+    python -m experiments.smollm2_grpo.run --seeds 0 --steps 32
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from experiments import study
 HERE = Path(__file__).parent
 RUNS = Path("runs/smollm2_grpo")
 WARM = RUNS / "warm_start"
-TASK = ("--task", "chain_sum")
+TASK = ("--task", "chain_sum", "--task-args", "max_digits=1")
 ARMS = {
     "full": ("--learning-rate", "2e-5"),
     "lora": ("--lora-rank", "16", "--learning-rate", "3e-4"),
 }
 SAME = (
     *("--algorithm", "grpo", "--model", str(WARM), *TASK, "--prompts", "8", "--group-size", "8"),
-    *("--minibatches", "1", "--max-new-tokens", "36", "--eval-every", "8"),
-    *("--eval-problems", "256", "--pack", "never"),
+    *("--minibatches", "1", "--micro-batch", "8", "--max-new-tokens", "36", "--pack", "never"),
+    *("--eval-every", "16", "--eval-problems", "256"),
 )
 SERIES = ("reward/mean", "policy/entropy", "rollout/length", "rollout/logp_gap")
 
 
 def main() -> None:
-    args = study.options(__doc__, steps=24)
-    rows = ("--solution", "worked", "--problems", "256", "--epochs", "1", "--batch", "16")
+    args = study.options(__doc__, steps=32)
+    rows = ("--solution", "worked", "--problems", "128", "--epochs", "1", "--batch", "16")
     warm = study.execute(
         WARM,
         *("sft", "--model", "smollm2-135m", *TASK, *rows, "--learning-rate", "5e-5"),
@@ -69,9 +69,9 @@ def samples(records: list[study.Record]) -> str:
 
 README = """# SmolLM2-135M-Instruct learns sums by GRPO
 
-`smollm2-135m` on chain_sum of reasoning-gym (2 to 3 terms of 1 to 2 digits), asked through its chat
+`smollm2-135m` on chain_sum of reasoning-gym (2 to 3 terms of one digit), asked through its chat
 template under the default system message. A short supervised warm start comes first and is counted
-apart: one pass over 256 problems with worked solutions, none of them held out. Then GRPO, 8 prompts
+apart: one pass over 128 problems with worked solutions, none of them held out. Then GRPO, 8 prompts
 of 8 completions a step, reward the verifier's alone (no reward for form): once all weights, once
 adapters of rank 16 over all linear maps. Accuracy is of 256 problems that neither saw, one
 completion each at temperature 1, with Wilson's 95 % interval.

@@ -18,9 +18,11 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from polopt.models.config import DecoderConfig
 
+ATTENDED = "attended"  # name of what is kept of an attention where its layer is computed again
 KeyValue = tuple[Array, Array]  # keys and values of one layer, each [rows,K,positions,d]
 
 
@@ -175,7 +177,9 @@ def _forward(rule: Rule, q: Array, parts: list[_Keys]) -> tuple[Array, Any]:
         for w, part in zip(weights, parts, strict=True)
     ]
     out = (functools.reduce(jnp.add, sums) / total).astype(q.dtype)
-    return out, (q, parts, out, top + jnp.log(total))
+    log_total = top + jnp.log(total)
+    out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, ATTENDED)
+    return out, (q, parts, out, log_total)
 
 
 def _backward(rule: Rule, saved: Any, cotangent: Array) -> tuple[Array, list[_Keys]]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from polopt.models.attention import Rule
+from polopt.models.attention import ATTENDED, Rule
 from polopt.models.config import DecoderConfig
 from polopt.models.experts import ACTIVATIONS, Routing, SparseMlp
 from polopt.models.rotary import Rotation, rotate, rotations
@@ -23,6 +23,7 @@ from polopt.models.rotary import Rotation, rotate, rotations
 # attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], rule, memory) -> (out [B,T,H,d], new memory)
 Attend = Callable[[Array, Array, Array, Rule, Any], tuple[Array, Any]]
 _INIT_STD = 0.02
+_KEPT = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 
 
 class Norm(nnx.Module):
@@ -44,7 +45,11 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
         size, heads, kv = config.hidden_size, config.num_heads, config.num_kv_heads
         linear = functools.partial(
-            nnx.Linear, dtype=dtype, kernel_init=nnx.initializers.normal(_INIT_STD), rngs=rngs
+            nnx.Linear,
+            dtype=dtype,
+            kernel_init=nnx.initializers.normal(_INIT_STD),
+            dot_general=_flat_product,
+            rngs=rngs,
         )
         self.q = linear(size, heads * config.head_dim, use_bias=config.qkv_bias)
         self.k = linear(size, kv * config.head_dim, use_bias=config.qkv_bias)
@@ -77,7 +82,9 @@ class Mlp(nnx.Module):
     """A gated MLP (2002.05202): `down(activation(gate(x)) * up(x))`."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
-        linear = functools.partial(nnx.Linear, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        linear = functools.partial(
+            nnx.Linear, use_bias=config.mlp_bias, dtype=dtype, dot_general=_flat_product, rngs=rngs
+        )
         init = nnx.initializers.normal(_INIT_STD)
         self.gate = linear(config.hidden_size, config.mlp_size, kernel_init=init)
         self.up = linear(config.hidden_size, config.mlp_size, kernel_init=init)
@@ -184,9 +191,21 @@ def _recomputed(layer: Block) -> Callable[..., tuple[Array, Any, Routing | None]
         def merged(weights: Any, x: Array, rotation: Rotation, memory: Any) -> Any:
             return nnx.merge(graph, weights)(x, rotation, attend, memory)
 
-        return jax.checkpoint(merged)(weights, x, rotation, memory)
+        return jax.checkpoint(merged, policy=_KEPT)(weights, x, rotation, memory)
 
     return run
+
+
+def _flat_product(x: Array, kernel: Array, dimensions: Any, **how: Any) -> Array:
+    """`x [..., D] @ kernel [D,E]`, over one axis of rows.
+
+    The gradient of the kernel sums over rows: over two axes of them, XLA on the CPU transposes a
+    copy of the states first.
+    """
+    assert dimensions == (((x.ndim - 1,), (0,)), ((), ()))
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **how)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 # What follows from what is kept anyway is made again in the backward pass: these are cheap, and

@@ -23,6 +23,8 @@ def rotations(config: DecoderConfig, positions: Array) -> list[Rotation]:
     """
     kinds = [config.rotation_of(layer) for layer in range(config.num_layers)]
     made = {kind: _rotation(positions, config.head_dim, *kind) for kind in dict.fromkeys(kinds)}
+    # Else the compiler computes them again at every use: for every head, in every layer.
+    made = jax.lax.optimization_barrier(made)
     return [made[kind] for kind in kinds]
 
 

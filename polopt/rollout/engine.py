@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from polopt.compiler import jit
 from polopt.errors import PoloptError
 from polopt.rollout import lanes as device
 from polopt.rollout.lanes import Drawing, Generated, Lanes, Model
@@ -333,16 +334,16 @@ def _nothing(N: int, C: int, entropy: bool) -> Generated:
 
 # ---------------------------------------------------------------- compiled
 
-_open = jax.jit(
+_open = jit(
     device.open_lanes, static_argnums=0, static_argnames=("lanes", "room", "ring", "entropy")
 )
-_admit = jax.jit(device.admit, static_argnums=0, donate_argnums=2)
-_start = jax.jit(device.start, static_argnums=0, donate_argnums=2)
-_run = jax.jit(device.run, static_argnums=0, donate_argnums=2)
-_grow = jax.jit(device.grow, static_argnums=1)
+_admit = jit(device.admit, static_argnums=0, donate_argnums=2)
+_start = jit(device.start, static_argnums=0, donate_argnums=2)
+_run = jit(device.run, static_argnums=0, donate_argnums=2)
+_grow = jit(device.grow, static_argnums=1)
 
 
-@jax.jit
+@jit
 def _compact(lanes: Lanes, slots: Any, chosen: Any, live: Any) -> Lanes:
     lanes = device.compact(lanes, slots, chosen)
     return dataclasses.replace(lanes, running=lanes.running & live)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.compiler import jit
 from polopt.errors import PoloptError
 
 AXIS = "data"
@@ -49,7 +50,7 @@ class Parallel:
         `layout` are dealt to the devices.
         """
         if not self.pmap:
-            return jax.jit(update, donate_argnums=0, compiler_options=_keep_recomputation())
+            return jit(update, donate_argnums=0)
         mapped = jax.pmap(
             update,
             axis_name=AXIS,
@@ -79,7 +80,7 @@ class Parallel:
         others are trees with rows in front, as many as divide by the devices.
         """
         if not self.pmap:
-            return jax.jit(fn)
+            return jit(fn)
         mapped = jax.pmap(
             fn, axis_name=AXIS, in_axes=(0, None) + (0,) * dealt, devices=self._devices()
         )
@@ -95,15 +96,6 @@ class Parallel:
 
     def _devices(self) -> list[Any]:
         return jax.local_devices()[: self.devices]
-
-
-def _keep_recomputation() -> dict[str, str]:
-    """Compiler options under which what is to be computed again is not kept instead.
-
-    XLA drops the barriers around it on the CPU, and then merges both computations into one.
-    """
-    cpu = jax.default_backend() == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if cpu else {}
 
 
 @functools.lru_cache(maxsize=8)

@@ -68,15 +68,20 @@ def trajectories(case: Case, completions, rewards, logp_sampler) -> Trajectories
 
 
 def step_of(case: Case, model: LanguageModel, alg: Algorithm, optimizer):
-    """One optimiser step on a batch: credit, layout, gradient."""
-    update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.rows, remat=True)
+    """One optimiser step on a batch: credit, layout, gradient.
+
+    A group at a time: what is kept for the backward pass then fits the cache, and costs less memory
+    than computing it again would save.
+    """
+    update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.group)
     update = Parallel().step(update)
     credit = jax.jit(functools.partial(prepare, alg))
     rows = np.arange(case.rows, dtype=np.int32)
 
     def step(state, batch: Trajectories):
         prepared, _ = credit(batch, state=state.memory)
-        state, info = update(state, {}, batch, prepared, rows, plan(batch, rows))
+        layout = plan(batch, rows, splits=case.prompts)
+        state, info = update(state, {}, batch, prepared, rows, layout)
         return jax.block_until_ready(state), info
 
     return step
