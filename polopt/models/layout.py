@@ -12,7 +12,7 @@ that layouts of one shape share one program. Shapes are few: sizes are rounded u
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from polopt.types import Array, Trajectories, record
 
 OUTSIDE = -1  # segment of a place that holds nothing
 _STEPS = 4  # sizes per doubling: at most a quarter of the room is rounding
+_LAYER = 2048  # keys whose scores cost about what else is computed of a token
+_WASTE = 1.25  # of a size that has its program already, over the best one
 
 
 @record
@@ -40,6 +42,12 @@ class Layout:
     source: Array  # i32[N,T] the flat state that predicts each token; 0 where nobody asks
 
     @property
+    def room(self) -> Room:
+        """The size of its arrays."""
+        prompts, bins = self.prompt.shape[-2], self.tokens.shape[-2]
+        return Room(prompts, bins // prompts, self.prompt.shape[-1], self.tokens.shape[-1])
+
+    @property
     def positions(self) -> int:
         """How many positions are computed, padding included."""
         return int(np.prod(self.prompt.shape) + np.prod(self.tokens.shape))
@@ -52,6 +60,9 @@ class _Row:
     start: int  # position of the first of them
 
 
+Split = list[tuple[np.ndarray, list[_Row]]]  # prompts, and the rows that continue each
+
+
 class Room(NamedTuple):
     """The size of a layout's arrays."""
 
@@ -62,7 +73,12 @@ class Room(NamedTuple):
 
 
 def plan(
-    trajectories: Trajectories, rows: np.ndarray, *, splits: int = 1, room: Room | None = None
+    trajectories: Trajectories,
+    rows: np.ndarray,
+    *,
+    splits: int = 1,
+    room: Room | None = None,
+    known: Collection[Room] = (),
 ) -> Layout:
     """Lay out some rows of a batch, cut into equal splits.
 
@@ -72,6 +88,7 @@ def plan(
       splits: equal parts of the rows, that are computed one after another.
       room: what a layout must fit into, so that one program serves many batches; if not given, as
         little as the rows need, with sizes rounded up so that few programs serve.
+      known: rooms that have their programs; one of them is taken, unless another is much smaller.
 
     Returns:
       A layout whose leaves have an axis of `splits` in front.
@@ -81,23 +98,46 @@ def plan(
     """
     parts = np.asarray(rows).reshape(splits, -1)
     found = [_by_prompt(trajectories, part) for part in parts]
-    sizes = [len(row.tokens) for split in found for _, own in split for row in own]
-    longest = max(sizes, default=1)
-    C = room.bin if room else round_up_steps(longest)
-    packed = [[_pack(own, C) for _, own in split] for split in found]
-    need = Room(
-        prompts=max(len(split) for split in found) or 1,
-        bins=max((len(bins) for split in packed for bins in split), default=1),
-        prompt=max((len(prompt) for split in found for prompt, _ in split), default=1),
-        bin=longest,
-    )
     if room is None:
-        room = need._replace(bin=C, prompt=round_up_steps(need.prompt))
-    elif any(a > b for a, b in zip(need, room, strict=True)):
-        raise PoloptError(f"a layout needs {need}, and there is {room}")
+        room = _best_room(found, known)
+    elif not _fits(found, room):
+        raise PoloptError(f"a layout needs {_least_room(found, room.bin)}, and there is {room}")
+    packed = [[_pack(own, room.bin) for _, own in split] for split in found]
     shape = parts.shape[1], trajectories.tokens.shape[1]
     made = [_write(*split, room, shape) for split in zip(found, packed, strict=True)]
     return Layout(**{name: np.stack([m[name] for m in made]) for name in made[0]})
+
+
+def _best_room(found: Sequence[Split], known: Collection[Room]) -> Room:
+    """The cheapest size: bins longer than the longest row may leave fewer places empty."""
+    shortest = round_up_steps(_least_room(found, 0).bin)
+    sizes = {round_up_steps(shortest * i // _STEPS) for i in range(_STEPS, 2 * _STEPS + 1)}
+    rooms = [_least_room(found, size) for size in sizes]
+    best = min((r._replace(prompt=round_up_steps(r.prompt)) for r in rooms), key=_cost)
+    old = min((r for r in known if _fits(found, r)), key=_cost, default=best)
+    return old if _cost(old) <= _WASTE * _cost(best) else best
+
+
+def _least_room(found: Sequence[Split], size: int) -> Room:
+    """What rows need in bins of a size, or of the longest row."""
+    rows = [own for split in found for _, own in split]
+    size = max(size, *(len(row.tokens) for own in rows for row in own), 1)
+    return Room(
+        prompts=max(len(split) for split in found) or 1,
+        bins=max((len(_pack(own, size)) for own in rows), default=1),
+        prompt=max((len(prompt) for split in found for prompt, _ in split), default=1),
+        bin=size,
+    )
+
+
+def _fits(found: Sequence[Split], room: Room) -> bool:
+    return all(a <= b for a, b in zip(_least_room(found, room.bin), room, strict=True))
+
+
+def _cost(room: Room) -> float:
+    """Of a forward pass, in places."""
+    own = room.bins * room.bin
+    return room.prompts * (room.prompt + own * (1 + room.bin / _LAYER))
 
 
 def round_up_steps(size: int) -> int:
@@ -110,14 +150,12 @@ def round_up_steps(size: int) -> int:
     return max(-(-size // step) * step, 8)
 
 
-def _by_prompt(
-    trajectories: Trajectories, rows: Sequence[int] | np.ndarray
-) -> list[tuple[np.ndarray, list[_Row]]]:
+def _by_prompt(trajectories: Trajectories, rows: Sequence[int] | np.ndarray) -> Split:
     """Prompts, and the rows that continue each; neighbours of a group with one prompt share it."""
     group = np.asarray(trajectories.group)
     tokens, mask = np.asarray(trajectories.tokens), np.asarray(trajectories.action_mask)
     length, start = np.asarray(trajectories.length), np.asarray(trajectories.prompt_length)
-    found: list[tuple[np.ndarray, list[_Row]]] = []
+    found: Split = []
     last = -1
     for number, n in enumerate(rows):
         if not 0 <= n < len(length) or length[n] == 0:

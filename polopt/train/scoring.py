@@ -50,6 +50,7 @@ class Scoring:
         self._roles, self._policy, self._parallel = roles, policy, parallel
         self._micro, self._size, self._room = micro_batch, group_size, room
         self._packed = packed
+        self._known: set[Room] = set()
         read, wanted = roles.chosen(roles.scoring()), tuple(roles.columns.values())
         self._scorer = parallel.rows(make_scorer(read, wanted, micro_batch=micro_batch), dealt=2)
         own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=micro_batch)
@@ -89,6 +90,10 @@ class Scoring:
         if not all(isinstance(module, LanguageModel | ValueModel) for module in read):
             return None
         size, splits = self._size, len(rows) // self._micro
+        if self._packed:
+            layout = plan(trajectories, rows, splits=splits, known=self._known)
+            self._known.add(layout.room)
+            return layout
         whole = self._micro % size == 0
         room = Room(
             prompts=self._micro // size if whole else -(-self._micro // size) + 1,
@@ -96,7 +101,7 @@ class Scoring:
             prompt=trajectories.tokens.shape[1] - self._room,
             bin=self._room,
         )
-        return plan(trajectories, rows, splits=splits, room=None if self._packed else room)
+        return plan(trajectories, rows, splits=splits, room=room)
 
     def routed(self, params: Any, trajectories: Trajectories) -> dict[str, float]:
         """Metrics of the policy's routers; {} without experts."""

@@ -13,7 +13,7 @@ from polopt import score
 from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, ValueModel
 from polopt.models.config import RopeScaling
-from polopt.models.layout import OUTSIDE, plan, round_up_steps
+from polopt.models.layout import OUTSIDE, Room, plan, round_up_steps
 from polopt.types import Stop, Trajectories
 
 CONFIG = DecoderConfig(
@@ -126,11 +126,26 @@ def test_shared_prompts_and_packed_rows_save_positions():
     layout = plan(BATCH, np.arange(8))
     assert layout.prompt.shape == (1, 3, 8)
     assert layout.positions < 0.6 * 8 * T
-    # 9, 1 and 14 tokens continue the first prompt, the last of each unread: two bins of 14.
-    segments = layout.segment[0].reshape(3, -1, 14)
+    # 9, 1 and 14 tokens continue the first prompt, the last of each unread: one bin of 24, for
+    # two of 14 would be two for every prompt.
+    segments = layout.segment[0].reshape(3, -1, 24)
     held = [(bins != OUTSIDE).sum() for bins in segments]
     assert held == [8 + 0 + 13, 3 + 5 + 2, 11]
-    assert segments.shape[1] == 2
+    assert segments.shape[1] == 1
+
+
+def test_bins_are_as_long_as_leaves_fewest_places_empty():
+    # Five tokens of each are read: three bins of 8 would hold them, or one of 16.
+    assert plan(batch((7,), [(0, 6, 0)] * 3), np.arange(3)).room == Room(1, 1, 8, 16)
+    # Twice 14: one bin of 28 would have as many places, and more scores.
+    assert plan(batch((7,), [(0, 15, 0)] * 2), np.arange(2)).room == Room(1, 2, 8, 14)
+
+
+def test_a_known_room_is_taken_unless_a_new_one_is_much_smaller():
+    made = batch((7,), [(0, 6, 0)] * 3)
+    near, far, small = Room(1, 1, 8, 20), Room(2, 2, 20, 20), Room(1, 2, 8, 5)
+    assert plan(made, np.arange(3), known={near, far, small}).room == near
+    assert plan(made, np.arange(3), known={far, small}).room == Room(1, 1, 8, 16)
 
 
 def test_splits_have_one_shape_and_rows_of_their_own():
