@@ -293,7 +293,8 @@ class Run:
 
     def _score(self, now: Progress, given: Params, rollout: Rollout) -> Trajectories:
         """Add the columns that the pieces need."""
-        return self.scoring.columns(together(given, now.state.params), rollout, now.pool)
+        everyone = together(given, now.state.params)
+        return self.scoring.columns(everyone, rollout, now.pool, now.rooms)
 
     def _update(self, now: Progress, given: Params, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""
@@ -312,7 +313,7 @@ class Run:
                 prepared = self.reweigh(prepared, step_of)
             for rows in steps:
                 padded = pad_rows(rows, self.width, len(step_of))
-                layout = self.scoring.layout(trajectories, padded, self.roles.update)
+                layout = self.scoring.layout(trajectories, padded, self.roles.update, now.rooms)
                 now.state, info = self.update(
                     now.state, given, trajectories, prepared, padded, layout
                 )

@@ -50,25 +50,27 @@ class Scoring:
         self._roles, self._policy, self._parallel = roles, policy, parallel
         self._micro, self._size, self._room = micro_batch, group_size, room
         self._packed = packed
-        self._known: set[Room] = set()
         read, wanted = roles.chosen(roles.scoring()), tuple(roles.columns.values())
         self._scorer = parallel.rows(make_scorer(read, wanted, micro_batch=micro_batch), dealt=2)
         own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=micro_batch)
         self._own = parallel.rows(own, dealt=2)
 
-    def columns(self, everyone: Params, rollout: Rollout, pool: Pool) -> Trajectories:
+    def columns(
+        self, everyone: Params, rollout: Rollout, pool: Pool, rooms: list[Room]
+    ) -> Trajectories:
         """The rollout's trajectories with the columns that the pieces need.
 
         Args:
           everyone: parameters of all models.
           rollout: as it was collected.
           pool: what was remembered of its prompts before it.
+          rooms: see `layout`.
         """
         trajectories, roles = rollout.trajectories, self._roles
         made: dict[str, Any] = {}
         if roles.columns:
             rows, N = self._all_rows(trajectories)
-            layout = self.layout(trajectories, rows, roles.scoring())
+            layout = self.layout(trajectories, rows, roles.scoring(), rooms)
             out = self._scorer(everyone, trajectories, rows, layout)
             made = {name: out[name_of(want)][:N] for name, want in roles.columns.items()}
         if roles.drift:
@@ -83,16 +85,28 @@ class Scoring:
         return dataclasses.replace(trajectories, columns=columns)
 
     def layout(
-        self, trajectories: Trajectories, rows: np.ndarray, models: Sequence[str]
+        self,
+        trajectories: Trajectories,
+        rows: np.ndarray,
+        models: Sequence[str],
+        rooms: list[Room],
     ) -> Layout | None:
-        """Where the tokens of micro-batches are computed; None if a model computes rows only."""
+        """Where the tokens of micro-batches are computed; None if a model computes rows only.
+
+        Args:
+          trajectories: of the batch.
+          rows: i32[R], those of the micro-batches.
+          models: that read them.
+          rooms: sizes of packed layouts that have their programs; a new one is added.
+        """
         read = self._roles.chosen(tuple(models)).values()
         if not all(isinstance(module, LanguageModel | ValueModel) for module in read):
             return None
         size, splits = self._size, len(rows) // self._micro
         if self._packed:
-            layout = plan(trajectories, rows, splits=splits, known=self._known)
-            self._known.add(layout.room)
+            layout = plan(trajectories, rows, splits=splits, known=rooms)
+            if layout.room not in rooms:
+                rooms.append(layout.room)
             return layout
         whole = self._micro % size == 0
         room = Room(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.errors import PoloptError
+from polopt.models.layout import Room
 from polopt.rollout.collect import Cursor
 from polopt.rollout.pool import Pool
 from polopt.train import checkpoint
@@ -31,6 +32,7 @@ class Progress:
     average: Params = dataclasses.field(default_factory=dict)  # of policies, if it is a reference
     step: int = 0  # training steps done: rollouts with their update
     saved: int = -1  # step of the newest checkpoint
+    rooms: list[Room] = dataclasses.field(default_factory=list)  # sizes that have their programs
     barren: int = 0  # steps in a row that were skipped whole
     first: Mapping[str, float] | None = None
     last: Mapping[str, float] | None = None
@@ -65,6 +67,7 @@ def save(folder: Path, now: Progress, parallel: Parallel) -> None:
     state, average = jax.device_get(parallel.single((now.state, now.average)))
     counters = {
         "cursor": dataclasses.asdict(now.cursor),
+        "rooms": now.rooms,
         **{name: getattr(now, name) for name in _COUNTERS},
     }
     held = arrays(dataclasses.replace(now, state=state, average=average))
@@ -89,6 +92,7 @@ def restore(folder: Path, like: Progress) -> Progress | None:
         average=held.pop("average"),
         state=TrainState(**held),
         cursor=Cursor(**counters["cursor"]),
+        rooms=[Room(*sizes) for sizes in counters["rooms"]],
         pool=pool,
         step=step,
         saved=step,
