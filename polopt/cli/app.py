@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "map": ("polopt.cli.map", "show every method by what it changes of REINFORCE"),
     "pretrain": ("polopt.cli.pretrain", "train a base model from nothing, by supervision"),
     "export": ("polopt.cli.export", "write a model as a folder that other libraries load"),
+    "doctor": ("polopt.cli.doctor", "say what of this machine a run would stumble over"),
 }
 """Command -> (module with ``run(argv) -> exit code``, purpose)."""
 

@@ -6,25 +6,20 @@ A loop without end, a regular expression that backtracks for ever, a segmentatio
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import pickle
-import select
-import signal
 import struct
 import subprocess
 import sys
-import time
 from typing import Any
 
+from polopt.child import KilledError, kill, reply
 from polopt.errors import PoloptError
 from polopt.tasks.score import checked, sample_name
 from polopt.tasks.task import Abstained, Example, Parts
 
 _START_SECONDS = 60.0  # importing the user's module and what it imports
-_REPLY_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,10 +36,6 @@ class Limits:
             raise PoloptError(f"Limits.seconds is {self.seconds!r}: give a number above 0")
         if self.give_up < 1:
             raise PoloptError(f"Limits.give_up is {self.give_up!r}: give 1 or more")
-
-
-class _KilledError(Exception):
-    """The process had to be killed, or died."""
 
 
 class IsolatedReward:
@@ -70,15 +61,15 @@ class IsolatedReward:
         if self._process.poll() is not None:
             self._process = self._start()
         try:
-            reply = self._ask(request)
-        except _KilledError as error:
+            answer = self._ask(request)
+        except KilledError as error:
             return self._late(str(error), completion, example)
         self._killed = 0
-        if "error" in reply:
-            raise PoloptError(reply["error"])
-        if "abstained" in reply:
-            return Abstained(reply["abstained"])
-        return checked(reply["parts"], self.spec, completion, example)
+        if "error" in answer:
+            raise PoloptError(answer["error"])
+        if "abstained" in answer:
+            return Abstained(answer["abstained"])
+        return checked(answer["parts"], self.spec, completion, example)
 
     def __enter__(self) -> IsolatedReward:
         return self
@@ -88,7 +79,7 @@ class IsolatedReward:
 
     def close(self) -> None:
         """End the process; a later call would start a new one."""
-        _kill(self._process)
+        kill(self._process)
 
     def _ask(self, request: bytes) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -96,11 +87,11 @@ class IsolatedReward:
             self._process.stdin.write(request)
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise _KilledError("its process died") from error
-        return _reply(self._process, self.limits.seconds)
+            raise KilledError("its process died") from error
+        return reply(self._process, self.limits.seconds)
 
     def _late(self, why: str, completion: str, example: Example) -> Parts | Abstained:
-        _kill(self._process)
+        kill(self._process)
         self._killed += 1
         if self._killed >= self.limits.give_up:
             raise PoloptError(
@@ -124,12 +115,12 @@ class IsolatedReward:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         try:
-            ready = _reply(process, _START_SECONDS)
-        except _KilledError as error:
-            _kill(process)
+            ready = reply(process, _START_SECONDS)
+        except KilledError as error:
+            kill(process)
             raise PoloptError(f"reward function {self.spec} did not load: {error}") from error
         if "error" in ready:
-            _kill(process)
+            kill(process)
             raise PoloptError(ready["error"])
         return process
 
@@ -144,41 +135,3 @@ def _packed(completion: str, example: Example, spec: str) -> bytes:
             f"cannot be sent to its process: {error}"
         ) from error
     return struct.pack("<Q", len(body)) + body
-
-
-def _reply(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-    """One JSON line from the child, or `_KilledError` with the reason."""
-    assert process.stdout is not None
-    pipe = process.stdout.fileno()
-    deadline = time.monotonic() + seconds
-    line = b""
-    while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([pipe], [], [], left)[0]:
-            raise _KilledError(f"it took longer than {seconds:g} s")
-        chunk = os.read(pipe, 65536)
-        if not chunk:
-            raise _KilledError(f"its process {_ending(process)}")
-        line += chunk
-        if len(line) > _REPLY_BYTES:
-            raise _KilledError(f"its reply is longer than {_REPLY_BYTES} bytes")
-    return json.loads(line)
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(timeout=1.0)
-    except subprocess.TimeoutExpired:
-        return "closed its output"
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and all that it started, and leave no zombie."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import resource
 import signal
@@ -11,6 +9,7 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+from polopt.child import private_streams, send
 from polopt.errors import PoloptError
 from polopt.tasks.load import load_function
 from polopt.tasks.score import user_reward
@@ -22,15 +21,15 @@ _GRACE = 2.0  # the parent kills first; the alarm is for a child whose parent is
 
 def main(spec: str, seconds: float, memory_mb: int) -> None:
     """Serve the reward function `spec` on the standard streams until they close."""
-    requests, replies = _private_streams()
+    requests, replies = private_streams()
     if memory_mb:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     try:
         reward = user_reward(load_function(spec, keywords=KEYWORDS), spec)
     except PoloptError as error:
-        _send(replies, {"error": str(error)})
+        send(replies, {"error": str(error)})
         return
-    _send(replies, {"ready": True})
+    send(replies, {"ready": True})
     while (request := _receive(requests)) is not None:
         completion, (prompt, answer, index, metadata) = request
         example = Example(prompt=prompt, answer=answer, index=index, metadata=metadata)
@@ -38,7 +37,7 @@ def main(spec: str, seconds: float, memory_mb: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE)
         reply = _judged(reward, completion, example)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(replies, reply)
+        send(replies, reply)
 
 
 def _judged(reward: Reward, completion: str, example: Example) -> dict[str, Any]:
@@ -51,25 +50,11 @@ def _judged(reward: Reward, completion: str, example: Example) -> dict[str, Any]
     return {"parts": result}
 
 
-def _private_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes from the user's code: its `print` goes to stderr, its `input` is empty."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    return requests, replies
-
-
 def _receive(requests: BinaryIO) -> Any:
     head = requests.read(8)
     if len(head) < 8:
         return None
     return pickle.loads(requests.read(struct.unpack("<Q", head)[0]))
-
-
-def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
 
 
 if __name__ == "__main__":
