@@ -29,6 +29,7 @@ NAMES = {
     **LABELS,
     "groups/zero_spread": "equal-reward groups trained on (share)",
     "groups/refills": "extra rounds of sampling",
+    "rollout/logp_gap": "gap of the sampler's log-probabilities (nats)",
     "policy/clip_fraction": "clipped tokens (share)",
     "rollout/turns": "turns of an episode",
     "rollout/tool_errors": "episodes ended by a misused tool (share)",
@@ -68,6 +69,7 @@ def train(out: Path, method: str, seed: int, *arguments: str, series: Sequence[s
     note = execute(out, "train", *arguments, "--seed", str(seed), *kept)
     rows = read_metrics(out)
     keys = ("step", "eval/accuracy", "eval/accuracy_low", "eval/accuracy_high", "eval/length")
+    keys += ("eval/truncated",)
     steps = [row for row in rows if "reward/mean" in row]
     return {
         "method": method,
