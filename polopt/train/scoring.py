@@ -111,7 +111,7 @@ class Scoring:
         whole = self._micro % size == 0
         room = Room(
             prompts=self._micro // size if whole else -(-self._micro // size) + 1,
-            bins=size,
+            bins=min(size, self._micro),
             prompt=trajectories.tokens.shape[1] - self._room,
             bin=self._room,
         )
