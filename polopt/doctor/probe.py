@@ -45,7 +45,7 @@ def devices() -> dict[str, Any]:
     }
 
 
-def _memory(device: jax.Device) -> dict[str, int] | None:
+def _memory(device: Any) -> dict[str, int] | None:
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None
