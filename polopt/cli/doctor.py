@@ -27,7 +27,7 @@ _STYLES = (
     ("bold red", r"^fail\b"),
     ("cyan", r"^ {8,}\S.*$"),
 )
-_INDENT = 22
+_INDENT = 24
 
 
 def run(argv: Sequence[str]) -> int:

@@ -13,11 +13,11 @@ BAD = Finding("collective", "fail", "wrong\n sum", "restart")
 def test_a_line_has_its_mark_and_below_it_what_to_do(capsys):
     assert report([GOOD, ODD, BAD], as_json=False) == 1
     assert capsys.readouterr().out == (
-        "ok    jax             0.10.2\n"
-        "warn  compile cache   off\n"
-        "                      do: export X=1\n"
-        "fail  collective      wrong sum\n"
-        "                      do: restart\n"
+        "ok    jax               0.10.2\n"
+        "warn  compile cache     off\n"
+        "                        do: export X=1\n"
+        "fail  collective        wrong sum\n"
+        "                        do: restart\n"
     )
     assert line(GOOD).endswith("0.10.2")
 
