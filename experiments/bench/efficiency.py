@@ -121,7 +121,7 @@ def update_parts(case: Case, timer: Timer):
     layouts = plan(batch, rows, splits=case.prompts)  # a group at a time, as the step does it
     step = step_of(case, model, alg, optimizer)
     held = init_state({"policy": params}, optimizer, init(alg))
-    ones = jnp.ones((len(layout.prompt) + layout.tokens.size, case.hidden))
+    states = jnp.full((len(layout.prompt) + layout.tokens.size, case.hidden), 0.1)
 
     @jax.jit
     def layers(params):
@@ -131,7 +131,7 @@ def update_parts(case: Case, timer: Timer):
 
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), layouts)[0]
 
-    given = {"states": ones * 0.1, "unembedding": model.unembedding(params)}
+    given = {"states": states, "unembedding": model.unembedding(params)}
     head = jax.jit(
         jax.grad(lambda p: score({"policy": (States(), p)}, batch, layout=layout).logp.sum())
     )

@@ -5,14 +5,14 @@ The child is `polopt.doctor.probe`; each question has a time limit of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from polopt.child import KilledError, kill, reply
 from polopt.doctor.finding import Finding
@@ -42,7 +42,7 @@ def check(run: str, limits: Limits, probe: tuple[str, ...] = PROBE) -> Iterator[
       probe: the command of the child.
     """
     place, finding = room_for(run)
-    with _Probe(probe) as child:
+    with contextlib.closing(_Probe(probe)) as child:
         try:
             seen = child.ask(limits.start, "devices")
         except KilledError as error:
@@ -94,15 +94,8 @@ class _Probe:
         lines = self._errors.read().decode(errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the child."""
         kill(self._process)
         self._errors.close()
 
