@@ -114,8 +114,9 @@ def _best_room(found: Sequence[Split], known: Collection[Room]) -> Room:
     sizes = {round_up_steps(shortest * i // _STEPS) for i in range(_STEPS, 2 * _STEPS + 1)}
     rooms = [_least_room(found, size) for size in sizes]
     best = min((r._replace(prompt=round_up_steps(r.prompt)) for r in rooms), key=_cost)
-    old = min((r for r in known if _fits(found, r)), key=_cost, default=best)
-    return old if _cost(old) <= _WASTE * _cost(best) else best
+    most = _WASTE * _cost(best)  # asked first: whether rows fit takes packing them
+    good = (room for room in known if _cost(room) <= most and _fits(found, room))
+    return min(good, key=_cost, default=best)
 
 
 def _least_room(found: Sequence[Split], size: int) -> Room:
