@@ -98,7 +98,8 @@ checkpoint.
 
 ![held-out accuracy and the training rollouts over steps](curves.png)
 
-What it wrote before and after is in [samples.md](samples.md).
+What it wrote before and after is in [samples.md](samples.md). With one seed
+per arm nothing is said about which of the two is better.
 
     {command}
 
