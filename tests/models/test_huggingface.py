@@ -88,7 +88,7 @@ def test_logits_of_packed_rows(frozen):
     rows = type(rows)(**{**vars(rows), "prompt_length": said["prompt_length"]})
     layout = jax.tree.map(lambda leaf: leaf[0], plan(rows, np.arange(N)))
     assert layout.prompt.shape[0] == 2  # each prompt is computed once
-    assert layout.segment.max() == 1  # some bins hold two rows
+    assert layout.segment.max() >= 1  # some bins hold several rows
     states = model.states(params, layout)
     logits = model.logits(params, states[layout.source])
     predicted = np.roll(said["logits"], 1, axis=1)
