@@ -17,7 +17,7 @@ def jit(fn: Callable, **how: Any) -> Callable:
 
     @functools.cache
     def compiled() -> Callable:
-        return jax.jit(fn, compiler_options=_kept_barriers(), **how)
+        return jax.jit(fn, compiler_options=kept_barriers(jax.default_backend()), **how)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -26,11 +26,10 @@ def jit(fn: Callable, **how: Any) -> Callable:
     return call
 
 
-def _kept_barriers() -> dict[str, str]:
-    """Compiler options.
+def kept_barriers(platform: str) -> dict[str, str]:
+    """Compiler options of `jit`, for a platform that may be another one than the default.
 
     On the CPU XLA drops barriers before it looks for common work, and then keeps what was to be
     computed again, and computes in every place what was to be kept.
     """
-    cpu = jax.default_backend() == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if cpu else {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}

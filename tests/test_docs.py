@@ -62,3 +62,13 @@ def test_the_commands_are_understood(tmp_path, monkeypatch, capsys):
     made = scale(find_algorithm(config.algorithm), config)
     assert "soft_clip(width=0.5)" in polopt.explain(made)
     assert "damp_negatives(factor=1)" in polopt.explain(made)
+
+
+def test_the_page_on_placement_shows_a_program_and_sizes_that_are_understood(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "placement.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+    assert int(capsys.readouterr().out) > 4 * 64 * 16
+    commands = re.findall(r"^polopt train.*?(?=\s{2,}#|$)", page, re.MULTILINE)
+    meshes = [read_arguments(shlex.split(command)[2:]).mesh for command in commands]
+    assert meshes == [(), ("fsdp=4", "tensor=2"), ("data=2", "fsdp=-1")]

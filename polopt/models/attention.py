@@ -21,6 +21,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from polopt.models.config import DecoderConfig
+from polopt.models.spread import by_heads
 
 ATTENDED = "attended"  # name of what is kept of an attention where its layer is computed again
 KeyValue = tuple[Array, Array]  # keys and values of one layer, each [rows,K,positions,d]
@@ -73,6 +74,21 @@ def attention(
     Returns:
       [N,T,H,d].
     """
+    K = own[0].shape[1]
+    P = q.shape[0] if prompt is None else prompt[0].shape[0]
+    local = functools.partial(_attention, rule)
+    return by_heads(local, q, own, visible, prompt, prompt_visible, rows=P, heads=K)
+
+
+def _attention(
+    rule: Rule,
+    q: Array,
+    own: KeyValue,
+    visible: Array,
+    prompt: KeyValue | None,
+    prompt_visible: Array | None,
+) -> Array:
+    """The same of the rows and heads of one device."""
     N, T, H, d = q.shape
     K = own[0].shape[1]
     P = N if prompt is None else prompt[0].shape[0]

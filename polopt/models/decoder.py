@@ -16,9 +16,11 @@ from flax import nnx
 from jax import Array
 
 from polopt.models.attention import ATTENDED, Rule
+from polopt.models.axes import SEQUENCE, TENSOR
 from polopt.models.config import DecoderConfig
 from polopt.models.experts import ACTIVATIONS, Routing, SparseMlp
 from polopt.models.rotary import Rotation, rotate, rotations
+from polopt.models.spread import ROWS, ambient, constrain
 
 # attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], rule, memory) -> (out [B,T,H,d], new memory)
 Attend = Callable[[Array, Array, Array, Rule, Any], tuple[Array, Any]]
@@ -169,13 +171,16 @@ class Decoder(nnx.Module):
           memory: what it is handed, per layer.
           remat: recompute each layer in the backward pass.
         """
-        x = self.embed(tokens)
+        table = self.embed.embedding[...].astype(self.embed.dtype)
+        # Gathered along "fsdp" first: that axis deals the rows that are taken, too.
+        x = constrain(jnp.take(constrain(table, TENSOR), tokens, axis=0), ROWS, SEQUENCE)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         remembered, routings = [], []
         for i, rotation in enumerate(rotations(self.config, positions)):
             layer = _recomputed(self.layers[str(i)]) if remat else self.layers[str(i)]
             given = None if memory is None else memory[i]
             x, kept, routing = layer(x, rotation, attend, given)
+            x = constrain(x, ROWS, SEQUENCE)
             remembered.append(kept)
             routings += [] if routing is None else [routing]
         return self.norm(x), tuple(remembered), tuple(routings)
@@ -200,9 +205,11 @@ def _flat_product(x: Array, kernel: Array, dimensions: Any, **how: Any) -> Array
     """`x [..., D] @ kernel [D,E]`, over one axis of rows.
 
     The gradient of the kernel sums over rows: over two axes of them, XLA on the CPU transposes a
-    copy of the states first.
+    copy of the states first. Positions that are cut over devices are not joined, or gathered.
     """
     assert dimensions == (((x.ndim - 1,), (0,)), ((), ()))
+    if SEQUENCE in ambient():
+        return jax.lax.dot_general(x, kernel, dimensions, **how)
     rows = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **how)
     return out.reshape(*x.shape[:-1], -1)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from polopt.models.config import DecoderConfig
+from polopt.models.spread import by_tokens
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=True)}
 _INIT_STD = 0.02
@@ -54,14 +55,21 @@ class SparseMlp(nnx.Module):
         share, chosen = jax.lax.top_k(jnp.exp(logp), self.experts.chosen)
         if self.experts.normalise:
             share = share / share.sum(-1, keepdims=True)
+        weights = tuple(w[...].astype(self.dtype) for w in (self.gate, self.up, self.down))
+        total = by_tokens(self._mixed, (x, chosen, share), weights)
+        entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
+        return total, Routing(chosen.astype(jnp.int32), entropy)
+
+    def _mixed(
+        self, sent: tuple[Array, Array, Array], weights: tuple[Array, Array, Array]
+    ) -> Array:
+        """[B,T,D] of `sent = (x [B,T,D], chosen i32[B,T,k], share f32[B,T,k])`."""
+        (x, chosen, share), (gate, up, down) = sent, weights
         flat, k = x.reshape(-1, x.shape[-1]), self.experts.chosen
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         counts = jnp.bincount(chosen.reshape(-1), length=self.experts.count)
         grouped = functools.partial(jax.lax.ragged_dot, group_sizes=counts.astype(jnp.int32))
         rows = flat[order // k]
-        gate, up, down = (w[...].astype(self.dtype) for w in (self.gate, self.up, self.down))
         out = grouped(ACTIVATIONS[self.activation](grouped(rows, gate)) * grouped(rows, up), down)
         out = out * share.reshape(-1)[order][:, None].astype(out.dtype)
-        total = jnp.zeros_like(flat).at[order // k].add(out)
-        entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
-        return total.reshape(x.shape), Routing(chosen.astype(jnp.int32), entropy)
+        return jnp.zeros_like(flat).at[order // k].add(out).reshape(x.shape)

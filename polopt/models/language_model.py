@@ -23,6 +23,7 @@ from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
 from polopt.models.experts import Routing
 from polopt.models.layout import Layout
+from polopt.models.spread import on_heads
 from polopt.types import record
 
 Params = dict[str, Any]
@@ -104,15 +105,20 @@ class LanguageModel:
         Equal to `hidden` on the rows that the layout was planned from, and so are gradients.
 
         Returns:
-          f32[P + B*C, D]: the flat states of the layout (`polopt.models.layout`).
+          f32[P + B*C, D]: the flat states of the layout (`polopt.models.layout`); with an axis of
+          shards in front, if its leaves have one.
         """
+        shards = layout.prompt.shape[:-2]
+        if shards:
+            layout = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), layout)
         self._check(layout.prompt, "states")
         prompt, last = self.prefill(params, layout.prompt, layout.prompt_length, remat=remat)
         positions = _after(prompt, layout.tokens.shape[0]) + layout.place
         attend = _attend_packed(prompt, positions, jnp.asarray(layout.segment))
         memory = prompt.cache
         hidden = self._run(params, layout.tokens, positions, attend, memory, remat=remat)[0]
-        return jnp.concatenate([last, hidden.reshape(-1, hidden.shape[-1])])
+        parts = [x.reshape(*shards, -1, x.shape[-1]) for x in (last, hidden)]
+        return jnp.concatenate(parts, axis=-2)
 
     def routing(self, params: Params, tokens: Integers) -> tuple[Routing, ...]:
         """Where every layer with experts sends each of `tokens i32[N,T]`; () without experts."""
@@ -176,7 +182,10 @@ class LanguageModel:
         """
         config = self.config
         shape = (rows, config.num_kv_heads, length, config.head_dim)
-        zeros = functools.partial(jnp.zeros, shape, jnp.dtype(self.compute_dtype))
+
+        def zeros() -> Array:
+            return on_heads(jnp.zeros(shape, jnp.dtype(self.compute_dtype)))
+
         return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
     def decode(
@@ -277,7 +286,7 @@ class ValueModel:
         return jnp.pad(after[:, :-1], ((0, 0), (1, 0)))
 
     def values(self, params: Params, layout: Layout, *, remat: bool = False) -> Array:
-        """f32[P + B*C]: the value of every flat state of a layout."""
+        """f32[P + B*C]: the value of every flat state of a layout, as `LanguageModel.states`."""
         states = self.decoder.states(params["decoder"], layout, remat=remat)
         return _linear(params["head"], states)
 
@@ -328,7 +337,7 @@ def _attend_causal(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[A
 
 
 def _attend_and_keep(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, KeyValue]:
-    kept = _heads_first(k, v)
+    kept = jax.tree.map(on_heads, _heads_first(k, v))
     return attention(q, kept, near(_back(q.shape[1]), rule), rule), kept
 
 

@@ -28,7 +28,7 @@ _WASTE = 1.25  # of a size that has its program already, over the best one
 
 @record
 class Layout:
-    """Where the tokens of N rows are computed; leaves may have one more axis, of splits, in front.
+    """Where the tokens of N rows are computed; leaves may have more axes, of splits, in front.
 
     The states of a layout are flat: [0, P) those after the prompts, then place c of bin b at
     `P + b * C + c`.

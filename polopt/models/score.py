@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
@@ -12,8 +13,10 @@ from jax import Array
 
 from polopt.columns import HEADS, Column, by_name, models_of, name_of
 from polopt.errors import PoloptError
+from polopt.models.axes import TENSOR
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
 from polopt.models.layout import Layout
+from polopt.models.spread import ROWS, constrain
 from polopt.types import PolicyOutputs, Trajectories
 
 
@@ -86,11 +89,12 @@ def score(
         given.
       shards: number of equal blocks of rows that are compacted apart and walked in step. Under
         `jit` with the rows sharded over devices give their number: then no hidden state leaves its
-        device. Must divide N. `chunk` counts per block.
+        device. Must divide N. `chunk` counts per block, and a layout has one plan per block: its
+        leaves an axis of `shards` in front, if there are several.
       trained: language models with a gradient; the parameters of the others are constants. Heads
         ("critic", "partition") always have one.
       layout: where tokens are computed (`polopt.models.layout.plan` of these rows), for the same
-        numbers at less cost: prompts once per group, no padding. Not with `shards`.
+        numbers at less cost: prompts once per group, no padding.
       remat: recompute each layer in the backward pass; models with a `hidden` that knows it.
 
     Returns:
@@ -105,8 +109,10 @@ def score(
     columns = tuple(by_name(w) if isinstance(w, str) else w for w in plain)
     _check(models, want)
     tokens = jnp.asarray(trajectories.tokens)
+    if shards < 1 or tokens.shape[0] % shards:
+        raise PoloptError(f"score: shards is {shards}; give a divisor of the {len(tokens)} rows")
     read = [model for w in plain for model in models_of(w)] + ["policy"] * ("log_z" in want)
-    how = _How(layout, remat)
+    how = _How(layout, remat, shards)
     heads = {
         name: _head(*models[name], tokens, name in trained, how) for name in dict.fromkeys(read)
     }
@@ -117,16 +123,14 @@ def score(
     if columns:
         temperature = jnp.asarray(trajectories.temperature)
         used = {name: heads[name] for column in columns for name in column.models}
-        asked = (scored, tokens, temperature, how.source(tokens))
-        out = _score_language(used, asked, columns, trained, chunk, shards)
+        out = _score_language(used, (scored, tokens, temperature), how, columns, trained, chunk)
     if "value" in want:
         module, params = models["critic"]
         out["value"] = jnp.where(scored, how.value(module, params, tokens), 0)
     if "log_z" in want:
         module, params = models["partition"]
-        last = jnp.clip(trajectories.prompt_length, 1, tokens.shape[1] - 1)[:, None]
-        source = jnp.take_along_axis(how.source(tokens), last, axis=1)[:, 0]
-        made = module.log_partition(params, heads["policy"].hidden[source])
+        last = jnp.clip(trajectories.prompt_length, 1, tokens.shape[1] - 1)
+        made = module.log_partition(params, how.before(heads["policy"].hidden, tokens, last))
         out["log_z"] = jnp.where(trajectories.length > 0, made, 0)
     return PolicyOutputs(logp=cast(Array, out.pop("logp", None)), columns=out)
 
@@ -147,16 +151,14 @@ def _check(models: Mapping[str, Any], want: Sequence[str | Column]) -> None:
 
 def _score_language(
     heads: dict[str, Head],
-    asked: tuple[Array, Array, Array, Array],
+    asked: tuple[Array, Array, Array],
+    how: _How,
     columns: tuple[Column, ...],
     trained: Sequence[str],
     chunk: int | None,
-    shards: int,
 ) -> dict[str, Any]:
-    """Columns of `asked = (scored bool[N,T], tokens i32[N,T], temperature f32[N], source)`."""
+    """Columns of `asked = (scored bool[N,T], tokens i32[N,T], temperature f32[N])`."""
     N, T = asked[0].shape
-    if shards < 1 or N % shards:
-        raise PoloptError(f"score: shards is {shards}; give a divisor of the {N} rows")
     sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
     if len(set(sizes.values())) > 1:
         raise PoloptError(f"score: models must share a vocabulary; their sizes are {sizes}")
@@ -165,10 +167,10 @@ def _score_language(
         chunk = default_chunk(V, D, len(heads))
     if chunk < 1:
         raise PoloptError(f"score: chunk is {chunk}; give 1 or more positions")
-    chunk = min(chunk, -(-N * T // shards // 8) * 8)
+    chunk = min(chunk, -(-N * T // how.shards // 8) * 8)
 
     def block(
-        hidden: dict[str, Array], scored: Array, tokens: Array, temperature: Array, source: Array
+        hidden: dict[str, Array], source: Array, scored: Array, tokens: Array, temperature: Array
     ):
         n = scored.shape[0]
         flat = {
@@ -180,22 +182,18 @@ def _score_language(
         return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
 
     hidden = {name: head.hidden for name, head in heads.items()}
-    if shards == 1:
-        return block(hidden, *asked)
-    n = N // shards
-    rows = jax.tree.map(lambda leaf: leaf.reshape(shards, n, *leaf.shape[1:]), asked)
-    hidden = jax.tree.map(lambda leaf: leaf.reshape(shards, n * T, -1), hidden)
-    scored, tokens, temperature, source = rows
-    source = source - n * T * jnp.arange(shards)[:, None, None]
-    made = jax.vmap(block)(hidden, scored, tokens, temperature, source)
-    return jax.tree.map(lambda leaf: leaf.reshape(N, *leaf.shape[2:]), made)
+    return how.by_shard(block)(hidden, how.source(asked[1]), *map(how.cut, asked))
 
 
 class _How(NamedTuple):
-    """How states are computed, and which of them predicts each token."""
+    """How states are computed, and which of them predicts each token.
+
+    With several shards, arrays of states and of their sources have an axis of shards in front.
+    """
 
     layout: Layout | None
     remat: bool
+    shards: int
 
     def states(self, module: Any, params: Any, tokens: Array) -> Array:
         """[states,D]."""
@@ -203,29 +201,55 @@ class _How(NamedTuple):
         if self.layout is not None:
             return jnp.asarray(module.states(params, self.layout, **remat))
         hidden = jnp.asarray(module.hidden(params, tokens, **remat))
-        return hidden.reshape(-1, hidden.shape[-1])
+        return self.cut(hidden.reshape(-1, hidden.shape[-1]))
 
     def source(self, tokens: Array) -> Array:
-        """i32[N,T]."""
+        """i32[n,T]."""
         if self.layout is not None:
             return jnp.asarray(self.layout.source)
-        N, T = tokens.shape
-        return jnp.maximum(jnp.arange(N * T, dtype=jnp.int32) - 1, 0).reshape(N, T)
+        tokens = self.cut(tokens)
+        before = jnp.arange(tokens.shape[-2] * tokens.shape[-1], dtype=jnp.int32) - 1
+        own = jnp.maximum(before, 0).reshape(tokens.shape[-2:])
+        return own if self.shards == 1 else jnp.broadcast_to(own[None], tokens.shape)
 
     def value(self, module: Any, params: Any, tokens: Array) -> Array:
         """f32[N,T]: of the state before each token."""
         if self.layout is None:
             return module.value(params, tokens, **({"remat": True} if self.remat else {}))
-        return module.values(params, self.layout, remat=self.remat)[self.layout.source]
+        values = module.values(params, self.layout, remat=self.remat)
+        return self.by_shard(operator.getitem)(values, self.source(tokens))
+
+    def before(self, states: Array, tokens: Array, position: Array) -> Array:
+        """[N,D]: of `states [states,D]`, that which predicts one `position i32[N]` of each row."""
+        at = self.cut(position[:, None])
+        source = jnp.take_along_axis(self.source(tokens), at, axis=-1)[..., 0]
+        return self.by_shard(operator.getitem)(states, source)
+
+    def cut(self, x: Array) -> Array:
+        """`x [N, ...]`, with an axis of shards in front if there are several."""
+        return x if self.shards == 1 else x.reshape(self.shards, -1, *x.shape[1:])
+
+    def by_shard(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` of one shard's arrays, applied to each and joined: a tree of [N, ...]."""
+        if self.shards == 1:
+            return fn
+
+        def apart(*args: Any) -> Any:
+            made = jax.vmap(fn)(*args)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+
+        return apart
 
 
 def _head(module: Any, params: Any, tokens: Array, trained: bool, how: _How) -> Head:
     """States and unembedding [V,D]; constants unless the model is trained."""
     if not trained:
         params = jax.lax.stop_gradient(params)
-    unembedding = jnp.asarray(module.unembedding(params))
+    # Gathered once, and not for every chunk of logits.
+    unembedding = constrain(jnp.asarray(module.unembedding(params)), TENSOR)
+    hidden = how.states(module, params, tokens)
     return Head(
-        hidden=how.states(module, params, tokens),
+        hidden=hidden if how.shards == 1 else constrain(hidden, ROWS),
         unembedding=unembedding,
         dtype=jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype)),
         softcap=getattr(module, "logit_softcap", None),

@@ -12,7 +12,8 @@ are those of `polopt.rollout.sampler.generate`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -334,16 +335,27 @@ def _nothing(N: int, C: int, entropy: bool) -> Generated:
 
 # ---------------------------------------------------------------- compiled
 
-_open = jit(
+
+def _compiled(fn: Callable[..., Lanes], **how: Any) -> Callable[..., Lanes]:
+    """Compiled, with lanes that lie on devices alike before and after."""
+
+    @functools.wraps(fn)
+    def run(*args: Any, **options: Any) -> Lanes:
+        return device.spread(fn(*args, **options))
+
+    return jit(run, **how)
+
+
+_open = _compiled(
     device.open_lanes, static_argnums=0, static_argnames=("lanes", "room", "ring", "entropy")
 )
-_admit = jit(device.admit, static_argnums=0, donate_argnums=2)
-_start = jit(device.start, static_argnums=0, donate_argnums=2)
-_run = jit(device.run, static_argnums=0, donate_argnums=2)
-_grow = jit(device.grow, static_argnums=1)
+_admit = _compiled(device.admit, static_argnums=0, donate_argnums=2)
+_start = _compiled(device.start, static_argnums=0, donate_argnums=2)
+_run = _compiled(device.run, static_argnums=0, donate_argnums=2)
+_grow = _compiled(device.grow, static_argnums=1)
 
 
-@jit
+@_compiled
 def _compact(lanes: Lanes, slots: Any, chosen: Any, live: Any) -> Lanes:
     lanes = device.compact(lanes, slots, chosen)
     return dataclasses.replace(lanes, running=lanes.running & live)

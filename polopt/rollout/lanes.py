@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.models import LanguageModel, MixedModel, Params, grow_cache
+from polopt.models.spread import ROWS, constrain, on_heads
 from polopt.rollout.draw import Decoding, Drawn, draw, entropy_of, row_keys, uniform_at
 from polopt.types import Array, Stop, record
 
@@ -213,13 +214,18 @@ def grow(lanes: Lanes, ring: int) -> Lanes:
     return dataclasses.replace(lanes, cache=grow_cache(lanes.cache, ring))
 
 
+def spread(lanes: Lanes) -> Lanes:
+    """The same over the devices of a mesh, if there is one: by rows, and the caches by heads."""
+    return jax.tree.map(lambda x: on_heads(x) if x.ndim == 4 else constrain(x, ROWS), lanes)
+
+
 def _place(lanes: Lanes) -> Array:
     """i32[N]: own tokens in the cache before the last one drawn."""
     return jnp.maximum(lanes.out.length - 1, 0)
 
 
 def _draw(model: Model, params: Params, lanes: Lanes, hidden: Any, drawing: Drawing) -> Drawn:
-    logits = model.logits(params, hidden)
+    logits = constrain(model.logits(params, hidden), ROWS)  # the vocabulary whole: it is walked
     uniform = uniform_at(row_keys(lanes.key, lanes.id), lanes.offset + lanes.out.length)
     drawn = draw(logits, uniform, drawing.decoding, allowed_vocab=drawing.allowed_vocab)
     return (

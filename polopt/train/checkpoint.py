@@ -45,7 +45,7 @@ def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: 
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
         with _without_tracebacks(), ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / "state", _named(tree))
+            checkpointer.save(partial.absolute() / "state", _named(_on_host(tree)))
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -73,7 +73,8 @@ def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dic
     A damaged one is named in a warning and the one before it is taken.
 
     Args:
-      like: a tree of the same structure; shapes and types are compared.
+      like: a tree of the same structure; shapes and types are compared. Leaves come back as NumPy,
+        but where it has a `jax.ShapeDtypeStruct` with a sharding: those are put where that says.
       prefix: of the leaves' names, to read one part only: "params.policy.".
 
     Raises:
@@ -96,6 +97,15 @@ def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dic
     return None
 
 
+def _on_host(tree: Any) -> Any:
+    """What lies on one device, as NumPy; orbax writes arrays of several from where they lie."""
+
+    def several(x: Any) -> bool:
+        return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+    return jax.tree.map(lambda x: x if several(x) else jax.device_get(x), tree)
+
+
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"{step:08d}"
@@ -105,20 +115,26 @@ def _load(path: Path, like: Any, prefix: str) -> Any:
     wanted = {prefix + name: leaf for name, leaf in _named(like).items()}
     with ocp.PyTreeCheckpointer() as checkpointer:
         state = path.absolute() / "state"
-        names = checkpointer.metadata(state).item_metadata.tree
-        saved = checkpointer.restore(
-            state, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        )
-    odd = sorted(name for name in saved.keys() ^ wanted.keys() if name.startswith(prefix))
-    if odd:
-        raise PoloptError(f"{path} is of another configuration: {odd[0]} is on one side only")
-    for name, leaf in wanted.items():
-        if saved[name].shape != leaf.shape or saved[name].dtype != leaf.dtype:
-            raise PoloptError(
-                f"{path} is of another configuration: {name} is {saved[name].dtype}"
-                f"{list(saved[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
-            )
-    return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in wanted])
+        there = checkpointer.metadata(state).item_metadata.tree
+        odd = sorted(name for name in there.keys() ^ wanted.keys() if name.startswith(prefix))
+        if odd:
+            raise PoloptError(f"{path} is of another configuration: {odd[0]} is on one side only")
+        for name, leaf in wanted.items():
+            saved = there[name]
+            if tuple(saved.shape) != leaf.shape or saved.dtype != leaf.dtype:
+                raise PoloptError(
+                    f"{path} is of another configuration: {name} is {saved.dtype}"
+                    f"{list(saved.shape)}, not {leaf.dtype}{list(leaf.shape)}"
+                )
+        how = {name: _how(wanted.get(name)) for name in there}
+        found = checkpointer.restore(state, restore_args=how)
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+
+
+def _how(leaf: Any) -> ocp.RestoreArgs:
+    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None:
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -123,8 +123,13 @@ class TrainConfig:
 
     devices: int | None = None
     """Devices to use (None: all that are local)."""
-    parallel: Literal["auto", "jit", "pmap"] = "auto"
-    """How to spread over devices; auto: jit on one, pmap on several."""
+    parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
+    """How to spread over devices: jit on one; pmap, a copy of the model on each; mesh, a part of it
+    on each, for models that do not fit one. auto: jit on one, pmap on several, mesh with --mesh."""
+    mesh: tuple[str, ...] = ()
+    """Sizes of the mesh, whose product is the devices: data=2 fsdp=4 (also tensor=, sequence=; -1
+    for what is left). data deals rows, fsdp rows and weights, tensor heads and MLPs, sequence
+    positions (none given: fsdp=-1)."""
     seed: int = 0
     """Seed of every draw: problems, samples, minibatches."""
 
@@ -243,7 +248,7 @@ class PretrainConfig:
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
-        *("devices", "parallel", "micro_batch", "pack", "remat", "lanes"),
+        *("devices", "parallel", "mesh", "micro_batch", "pack", "remat", "lanes"),
         *("server_concurrency", "server_push"),
     ]
 )

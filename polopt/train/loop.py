@@ -33,7 +33,7 @@ from polopt.train.models import first_params, parts, roles, together
 from polopt.train.parallel import Parallel, choose
 from polopt.train.policy import Policy, adapted, instructed, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
-from polopt.train.rows import assign_steps, pad_rows, round_up
+from polopt.train.rows import assign_steps, pad_rows, split
 from polopt.train.scoring import Scoring
 from polopt.train.served import serve
 from polopt.train.setup import (
@@ -82,11 +82,14 @@ def train(
     """
     alg = scale(algorithm, config)
     config = resolve(config, alg)
-    parallel = choose(config.parallel, config.devices)
-    policy = adapted(policy or load_policy(config.model, config.compute_dtype), config)
-    if isinstance(policy.model, LoraModel):
-        check_applied(policy.model, policy.params)
-    teacher = teacher_of(alg, config, policy, teacher)
+    parallel = choose(config.parallel, config.devices, config.mesh)
+    with parallel.loading():
+        policy = adapted(policy or load_policy(config.model, config.compute_dtype), config)
+        if isinstance(policy.model, LoraModel):
+            check_applied(policy.model, policy.params)
+        teacher = teacher_of(alg, config, policy, teacher)
+    for placed in filter(None, (policy, teacher)):
+        parallel.check(placed.model.config, placed.params)
     with contextlib.ExitStack() as held:
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
         policy = instructed(policy, config.system, task.instruction)
@@ -124,7 +127,7 @@ class Run:
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
         groups = -(-self.prompts // alg.update.minibatches)
-        micro, self.width = _split(groups * self.group_size, config.micro_batch, parallel.devices)
+        micro, self.width = split(groups * self.group_size, config.micro_batch, parallel.parts)
         read = self.roles.chosen(self.roles.update)
         self.update = parallel.step(
             make_update(
@@ -133,6 +136,7 @@ class Run:
                 self.optimizer,
                 micro_batch=micro,
                 axis=parallel.axis,
+                shards=parallel.shards,
                 remat=config.remat,
             )
         )
@@ -301,7 +305,7 @@ class Run:
         alg, before = self.alg, int(self.parallel.single(now.state.skipped))
         if alg.update.reset_optimizer:
             fresh = self.optimizer.init(self.parallel.single(now.state.params))
-            fresh = reset(now.state.opt_state, self.parallel.replicate(fresh))
+            fresh = reset(now.state.opt_state, self.parallel.place(fresh))
             now.state = dataclasses.replace(now.state, opt_state=fresh)
         prepared, infos = None, []
         for epoch in range(alg.update.epochs):
@@ -330,7 +334,7 @@ class Run:
         step = None if single_step(self.alg) else step_of
         prepared, memory = self.prepare(trajectories, state=memory, key=key, step_of=step)
         if any(memory.values()):
-            now.state = dataclasses.replace(now.state, memory=self.parallel.replicate(memory))
+            now.state = dataclasses.replace(now.state, memory=self.parallel.place(memory))
         return prepared
 
     def _learning_rate(self, now: Progress) -> float:
@@ -341,27 +345,40 @@ class Run:
     # ------------------------------------------------------------ checkpoints
 
     def _start(self) -> TrainState:
-        params = first_params(self.roles, self.policy.params, self.config.seed)
+        return self._started(self.policy.params)
+
+    def _started(self, policy_params: Any) -> TrainState:
+        params = first_params(self.roles, policy_params, self.config.seed)
         memory = init(self.alg, prompts=self.task.size or 0)
         return init_state(params, self.optimizer, memory)
 
-    def _first(self) -> Progress:
-        """Before the first step; nothing is replicated yet."""
+    def _first(self, state: TrainState | None = None) -> Progress:
+        """Before the first step; nothing is placed, but for a state that is."""
         ema = "reference" in self.roles.given and self.alg.update.reference == "ema"
         prompts = self.task.size or 0
         pool = new_pool(self.alg.sampling, prompts)
         if self.roles.drift:
             pool |= no_responses(prompts, self.collector.room)
-        return Progress(self._start(), pool=pool, average=self.start if ema else {})
+        return Progress(state or self._start(), pool=pool, average=self.start if ema else {})
+
+    @functools.cached_property
+    def _shapes(self) -> Progress:
+        """What a checkpoint is compared with."""
+        first = self._first(jax.eval_shape(self._started, self.policy.params))
+        state, average = self.parallel.abstract((first.state, first.average))
+        return dataclasses.replace(first, state=state, average=average)
 
     def _resume(self) -> Progress:
-        start, folder = self._first(), self.record.checkpoints
-        base, fixed = self.parallel.replicate((self.base, self._fixed()))
+        like, folder = self._shapes, self.record.checkpoints
+        base, fixed = self.parallel.place((self.base, self._fixed()))
         self.given = {**fixed, **self._bases(base)}
-        found = restore(folder, start) if self.record.resumed else None
+        found = restore(folder, like) if self.record.resumed else None
         if self.record.resumed:
             self.record.resume_at(found.step if found else -1)
-        return (found or start).spread(self.parallel)
+        if found:
+            return found.spread(self.parallel)
+        first = self._first(self.parallel.build(self._started, self.policy.params))
+        return dataclasses.replace(first, average=self.parallel.place(first.average))
 
     def _save(self, now: Progress) -> None:
         save(self.record.checkpoints, now, self.parallel)
@@ -372,13 +389,6 @@ class Run:
 
 def _blend(share: float, average: Params, policy: Params) -> Params:
     return jax.tree.map(lambda a, b: a + share * (b - a), average, policy)
-
-
-def _split(rows: int, micro: int | None, devices: int) -> tuple[int, int]:
-    """(rows per micro-batch, rows per optimiser step), padded so that everything divides."""
-    per_device = -(-rows // devices)
-    micro = min(micro or per_device, per_device)
-    return micro, round_up(per_device, micro) * devices
 
 
 def _metrics(steps: list[Info]) -> dict[str, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from polopt.errors import PoloptError
+from polopt.models.layout import Layout
 from polopt.types import Array, Prepared, Rows, Trajectories
 
 
@@ -46,9 +48,51 @@ def _renumber(ids: Array, valid: Array, n: int) -> Array:
     return jnp.where(valid, first[ids], -1)
 
 
+def micro_batches(
+    rows: Array, layout: Layout | None, micro_batch: int, shards: int
+) -> tuple[Array, Layout | None]:
+    """The rows of a step in the order in which they are computed.
+
+    Args:
+      rows: i32[R].
+      layout: of the rows, with R / micro_batch splits; None if they are computed as they are.
+      micro_batch: rows of a shard that are computed at once.
+      shards: equal blocks of rows that are computed side by side.
+
+    Returns:
+      i32[k, shards * micro_batch], each entry from every block's next rows; and the layout with k
+      splits, and within them an axis of shards if there are several.
+    """
+    dealt = rows.reshape(shards, -1, micro_batch).swapaxes(0, 1)
+    if layout is not None and shards > 1:
+        layout = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1), layout)
+    return dealt.reshape(-1, shards * micro_batch), layout
+
+
+def in_order(tree: Any, shards: int) -> Any:
+    """Leaves [k, shards * micro_batch, ...], as `micro_batches` dealt rows, back as [R, ...]."""
+
+    def undealt(x: Array) -> Array:
+        apart = x.reshape(x.shape[0], shards, -1, *x.shape[2:]).swapaxes(0, 1)
+        return apart.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(undealt, tree)
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
+
+
+def split(rows: int, micro_batch: int | None, parts: int) -> tuple[int, int]:
+    """(rows per micro-batch, rows per optimiser step), padded so that everything divides.
+
+    >>> split(14, 2, 4), split(14, None, 4)
+    ((2, 16), (4, 16))
+    """
+    per_part = -(-rows // parts)
+    micro = min(micro_batch or per_part, per_part)
+    return micro, round_up(per_part, micro) * parts
 
 
 def assign_steps(

@@ -51,8 +51,9 @@ class Scoring:
         self._micro, self._size, self._room = micro_batch, group_size, room
         self._packed = packed
         read, wanted = roles.chosen(roles.scoring()), tuple(roles.columns.values())
-        self._scorer = parallel.rows(make_scorer(read, wanted, micro_batch=micro_batch), dealt=2)
-        own = make_scorer({"policy": policy.model}, ("logp",), micro_batch=micro_batch)
+        split = {"micro_batch": micro_batch, "shards": parallel.shards}
+        self._scorer = parallel.rows(make_scorer(read, wanted, **split), dealt=2)
+        own = make_scorer({"policy": policy.model}, ("logp",), **split)
         self._own = parallel.rows(own, dealt=2)
 
     def columns(
@@ -132,4 +133,4 @@ class Scoring:
     def _all_rows(self, trajectories: Trajectories) -> tuple[np.ndarray, int]:
         """Row numbers, padded until the devices share them evenly, and how many are real."""
         N = len(trajectories.length)
-        return pad_rows(np.arange(N), round_up(N, self._micro * self._parallel.devices), N), N
+        return pad_rows(np.arange(N), round_up(N, self._micro * self._parallel.parts), N), N

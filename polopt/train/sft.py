@@ -27,7 +27,7 @@ from polopt.rollout.collect import OTHER
 from polopt.train import checkpoint
 from polopt.train.demonstrations import Demonstration, demonstrations, task_to_learn
 from polopt.train.models import parts
-from polopt.train.parallel import Parallel
+from polopt.train.parallel import Jit
 from polopt.train.policy import Policy, adapted, instructed, load_policy
 from polopt.train.record import Record, open_record
 from polopt.train.rows import round_up
@@ -126,7 +126,7 @@ class _Run:
             micro_batch=config.micro_batch or config.batch,
             remat=config.remat,
         )
-        self.parallel = Parallel()
+        self.parallel = Jit()
         self.update = self.parallel.step(update)
         self.prepare = jax.jit(functools.partial(prepare, self.alg))
 

@@ -38,8 +38,8 @@ class Progress:
     last: Mapping[str, float] | None = None
 
     def spread(self, parallel: Parallel) -> Progress:
-        """The same with a copy on every device."""
-        state, average = parallel.replicate((self.state, self.average))
+        """The same, placed."""
+        state, average = parallel.place((self.state, self.average))
         return dataclasses.replace(self, state=state, average=average)
 
     def count_skipped(self, skipped: bool, *, step: int, checkpoints: Path) -> None:
@@ -64,7 +64,7 @@ def arrays(now: Progress) -> dict[str, Any]:
 
 def save(folder: Path, now: Progress, parallel: Parallel) -> None:
     """Write the checkpoint of a step; see `checkpoint.save`."""
-    state, average = jax.device_get(parallel.single((now.state, now.average)))
+    state, average = parallel.single((now.state, now.average))
     counters = {
         "cursor": dataclasses.asdict(now.cursor),
         "rooms": now.rooms,
@@ -76,10 +76,11 @@ def save(folder: Path, now: Progress, parallel: Parallel) -> None:
 
 
 def restore(folder: Path, like: Progress) -> Progress | None:
-    """The newest checkpoint that is whole, on one device; None if there is none.
+    """The newest checkpoint that is whole; None if there is none.
 
     Args:
-      like: the run before its first step.
+      like: the run before its first step, or its shapes. What they say where to put is put there,
+        the rest lies on one device.
     """
     found = checkpoint.restore(folder, arrays(like))
     if found is None:
@@ -87,7 +88,7 @@ def restore(folder: Path, like: Progress) -> Progress | None:
     step, held, counters = found
     pool = held.pop("pool")
     # Copied: the state is donated, and JAX may not own memory that NumPy allocated.
-    held = jax.tree.map(jnp.array, held)
+    held = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.array(x), held)
     return Progress(
         average=held.pop("average"),
         state=TrainState(**held),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from polopt.compose import loss
 from polopt.models.layout import Layout
 from polopt.models.score import score
 from polopt.train.models import together
-from polopt.train.rows import take, take_prepared
+from polopt.train.rows import in_order, micro_batches, take, take_prepared
 from polopt.transform import Want
 from polopt.types import (
     Array,
@@ -73,6 +73,7 @@ def make_update(
     *,
     micro_batch: int,
     axis: str | None = None,
+    shards: int = 1,
     remat: bool = False,
 ) -> Callable[..., tuple[TrainState, Info]]:
     """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
@@ -85,8 +86,9 @@ def make_update(
     Args:
       modules: static handles of the models that the loss reads, by name: those with parameters in
         the state are trained, the others are constants.
-      micro_batch: rows per forward and backward pass; divides the rows of a step.
+      micro_batch: rows of a shard per forward and backward pass; divides the rows of a shard.
       axis: the pmap axis over which the rows of a step are spread, if any.
+      shards: equal blocks of a step's rows that are computed side by side; divides them.
       remat: recompute each layer in the backward pass.
     """
 
@@ -102,8 +104,9 @@ def make_update(
         shared = {**prepared.shared, "memory": state.memory["update"]}
         prepared = dataclasses.replace(prepared, shared=shared)
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
-        splits = rows.reshape(-1, micro_batch), layout
-        outputs = functools.partial(_outputs, alg, modules, given, remat)
+        splits = micro_batches(rows, layout, micro_batch, shards)
+        how = {"shards": shards, "remat": remat}
+        outputs = functools.partial(_outputs, alg, modules, given, how)
         grads, info = form(alg, outputs, state.params, trajectories, prepared, splits, axis)
         # Summed over the rows of a step, but averaged over the steps of a batch.
         info = {**info, "policy/loss": _one(info["policy/loss"].value())}
@@ -120,7 +123,7 @@ def _outputs(
     alg: Algorithm,
     modules: Modules,
     given: Params,
-    remat: bool,
+    how: Mapping[str, Any],
     params: Params,
     batch: Trajectories,
     layout: Layout | None,
@@ -128,7 +131,7 @@ def _outputs(
     everyone = together(given, params)
     models = {name: (module, everyone[name]) for name, module in modules.items()}
     want = ("logp", *wants(alg))
-    return score(models, batch, want, trained=tuple(params), layout=layout, remat=remat)
+    return score(models, batch, want, trained=tuple(params), layout=layout, **how)
 
 
 def _independent(
@@ -279,14 +282,15 @@ def _one(x: Array) -> Mean:
 
 
 def make_scorer(
-    modules: Modules, want: tuple[Want, ...], *, micro_batch: int
+    modules: Modules, want: tuple[Want, ...], *, micro_batch: int, shards: int = 1
 ) -> Callable[[Params, Trajectories, Array], dict[str, Array]]:
     """`(params, trajectories, rows i32[R], layout) -> {column: [R,T]}`, without gradient.
 
     Args:
       modules: static handles, by the names that `want` reads.
       want: columns, "logp" among them if it is wanted.
-      micro_batch: rows per forward pass; divides R.
+      micro_batch: rows of a shard per forward pass; divides the rows of a shard.
+      shards: equal blocks of rows that are computed side by side; divides R.
     """
 
     def scorer(
@@ -296,10 +300,11 @@ def make_scorer(
 
         def part(split: Split) -> dict[str, Array]:
             rows, layout = split
-            out = score(models, take(trajectories, rows), want, layout=layout)
+            out = score(models, take(trajectories, rows), want, layout=layout, shards=shards)
             logp = {} if out.logp is None else {"logp": out.logp}
             return {**logp, **out.columns}
 
-        return _flat(jax.lax.map(part, (rows.reshape(-1, micro_batch), layout)))
+        made = jax.lax.map(part, micro_batches(rows, layout, micro_batch, shards))
+        return in_order(made, shards)
 
     return scorer

@@ -94,12 +94,13 @@ def make_samplers(
     mixture, spec = sampling.mixture, sampling.companion
 
     def made(model: Any, how: Decoding = decoding) -> Compiled:
-        if not parallel.pmap and (slots or large):
+        if parallel.axis is None and (slots or large):
             drawing = drawing_of(policy, how, collector)
             room = collector.turn_tokens
-            return Engine(model=model, drawing=drawing, max_new_tokens=room, lanes=slots)
+            engine = Engine(model=model, drawing=drawing, max_new_tokens=room, lanes=slots)
+            return _under(parallel, engine)
         complete = completer(dataclasses.replace(policy, model=model), how, collector)
-        return _dealt(parallel.rows(complete, dealt=4), parallel.devices)
+        return _dealt(parallel.rows(complete, dealt=4), parallel.parts)
 
     mixed = other = companion = None
     if mixture and mixture.alpha:
@@ -118,14 +119,24 @@ def make_samplers(
     )
 
 
-def _dealt(compiled: Callable[..., Any], devices: int) -> Compiled:
+def _under(parallel: Parallel, engine: Engine) -> Compiled:
+    """An engine, whose programs know the devices."""
+
+    def sample(*args: Any) -> Any:
+        with parallel.ambient():
+            return engine(*args)
+
+    return sample
+
+
+def _dealt(compiled: Callable[..., Any], parts: int) -> Compiled:
     """The same for any number of prompts: padded until the devices share them evenly."""
 
     def sample(
         params: Any, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any = None
     ) -> Any:
         P, offset = len(prompts), np.zeros_like(ids) if offset is None else offset
-        room = round_up(P, devices)
+        room = round_up(P, parts)
         padded = [
             np.pad(x, ((0, room - P),) + ((0, 0),) * (x.ndim - 1))
             for x in (prompts, lengths, ids, offset)

@@ -60,7 +60,7 @@ def test_every_value_comes_back_exactly(rate, seed, model, top_p, terms):
         ("min_p", 1.0, "below 1"),
         ("top_k", 2.5, "a whole number or None"),
         ("group_size", 0, "at least 1"),
-        ("parallel", "mesh", "one of auto, jit, pmap"),
+        ("parallel", "grid", "one of auto, jit, pmap, mesh"),
         ("algorithm", " ", "not empty"),
         ("set", ["clip.low=0.1"], "a tuple of strings"),
         ("set", ("clip.low",), "name=value"),

@@ -400,7 +400,7 @@ def test_a_run_without_a_finite_gradient_stops(on_one, tmp_path):
 def test_tokens_belong_to_ids_not_to_places(straight):
     """Law 9 through the run's own sampler: prompts in another order, and fewer of them."""
     run, _ = straight
-    params = run.parallel.replicate(run._start()).params["policy"]
+    params = run.parallel.place(run._start()).params["policy"]
     P, G = run.config.prompts, run.config.group_size
     tokens, lengths = run.collector.prompts([toy.example(i, i) for i in range(P)])
     ids = np.arange(40, 40 + P * G, dtype=np.int32).reshape(P, G)

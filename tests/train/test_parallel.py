@@ -1,4 +1,4 @@
-"""The two forms of running: which is chosen, and what replication and dealing do."""
+"""The forms of running: which is chosen, and what placing and dealing do."""
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from polopt.errors import PoloptError
-from polopt.train.parallel import Parallel, choose
+from polopt.train.parallel import Jit, Pmap, choose
 from train import toy
 
 
 @pytest.mark.parametrize(
     ("kind", "devices", "expected"),
     [
-        ("auto", None, Parallel(8, True)),
-        ("auto", 1, Parallel(1, False)),
-        ("auto", 2, Parallel(2, True)),
-        ("jit", None, Parallel(1, False)),
-        ("jit", 1, Parallel(1, False)),
-        ("pmap", None, Parallel(8, True)),
-        ("pmap", 1, Parallel(1, True)),
+        ("auto", None, Pmap(8)),
+        ("auto", 1, Jit()),
+        ("auto", 2, Pmap(2)),
+        ("jit", None, Jit()),
+        ("jit", 1, Jit()),
+        ("pmap", None, Pmap(8)),
+        ("pmap", 1, Pmap(1)),
     ],
 )
 def test_the_form_that_is_chosen_on_a_host_with_eight_devices(kind, devices, expected):
     assert choose(kind, devices) == expected
-    assert (choose(kind, devices).axis is None) == (not expected.pmap)
+    assert (choose(kind, devices).axis is None) == isinstance(expected, Jit)
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,22 @@ def test_rows_are_dealt_in_order_and_come_back_so():
     params = {"scale": jnp.float32(3)}
     rows, more = np.arange(8, dtype=np.float32), np.arange(16, dtype=np.float32).reshape(8, 2)
     expected = {"sum": rows * 3 + 5 + more.sum(1), "same": more}
-    for form in (Parallel(), Parallel(1, True), Parallel(4, True)):
+    for form in (Jit(), Pmap(1), Pmap(4)):
         made = form.rows(double, dealt=2)
-        out = made(form.replicate(params), np.float32(5), rows, more)
+        out = made(form.place(params), np.float32(5), rows, more)
         toy.assert_same_tree(jax.device_get(out), expected)
 
 
 def test_what_is_replicated_is_on_every_device_and_costs_no_second_compilation():
     tree = {"a": jnp.arange(3.0), "key": jax.random.key(3)}
-    form = Parallel(3, True)
-    spread = form.replicate(tree)
+    form = Pmap(3)
+    spread = form.place(tree)
     assert spread["a"].shape == (3, 3)
     assert spread["a"].sharding.device_set == set(jax.local_devices()[:3])
     np.testing.assert_array_equal(form.single(spread)["a"], tree["a"])
     assert form.single(spread)["key"] == tree["key"]
     with toy.compilations() as count:
-        Parallel(3, True).replicate(jax.tree.map(lambda x: x, tree))
+        Pmap(3).place(jax.tree.map(lambda x: x, tree))
         assert count() == 0
 
 
@@ -70,8 +70,8 @@ def test_a_step_sums_over_devices_and_donates_its_state():
     def update(state, given, trajectories, prepared, rows, layout):
         return state + given + jax.lax.psum((rows * layout).sum(), "data") + trajectories, prepared
 
-    form = Parallel(4, True)
-    state, given = form.replicate((jnp.float32(1), jnp.float32(100)))
+    form = Pmap(4)
+    state, given = form.place((jnp.float32(1), jnp.float32(100)))
     after, info = form.step(update)(
         state, given, np.float32(10), np.float32(7), np.arange(8), np.full(8, 2)
     )

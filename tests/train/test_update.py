@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from polopt.models.score import score
 from polopt.numerics import group_mean, masked_sum, row_length, row_mean
 from polopt.reward import group_mean_baseline, max_at_k, outcome_return
 from polopt.testing.draw import random_trajectories, take_rows
-from polopt.train.parallel import Parallel
+from polopt.train.parallel import Jit, Pmap, choose
 from polopt.train.rows import assign_steps, pad_rows, round_up
 from polopt.train.update import init_state, make_scorer, make_update
 from polopt.trajectory import Update, clip, token_ratio
@@ -30,15 +31,19 @@ SEED = 1  # of the deal to steps: the first has 7 rows, ragged groups, and ids u
 
 
 class Recent:
-    """A policy and a critic that see the last two tokens: little to compile."""
+    """A policy and a critic that see the last two tokens: little to compile.
+
+    Its weights have names that a mesh knows.
+    """
 
     def hidden(self, params, tokens):
-        embedded = params["embed"][tokens]
+        embedded = params["embed"]["embedding"][tokens]
         before = jnp.pad(embedded[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        return jnp.tanh(embedded @ params["last"] + before @ params["before"])
+        last, earlier = (params["mlp"][name]["kernel"] for name in ("up", "down"))
+        return jnp.tanh(embedded @ last + before @ earlier)
 
     def unembedding(self, params):
-        return params["embed"]
+        return params["embed"]["embedding"]
 
     def value(self, params, tokens):
         after = self.hidden(params, tokens) @ params["head"]
@@ -46,14 +51,18 @@ class Recent:
 
     def init(self, seed):
         rng = np.random.default_rng(seed)
-        shapes = {"embed": (50, 8), "last": (8, 8), "before": (8, 8), "head": (8,)}
-        return {
-            name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
-        }
+        embed, last, earlier, head = (
+            jnp.asarray(rng.normal(size=shape), jnp.float32)
+            for shape in ((50, 8), (8, 8), (8, 8), (8,))
+        )
+        mlp = {"up": {"kernel": last}, "down": {"kernel": earlier}}
+        return {"embed": {"embedding": embed}, "mlp": mlp, "head": head}
 
     def log_partition(self, params, state):
         return state @ params["head"]
 
+
+MESH = choose("mesh", 8, ("data=2", "fsdp=2", "tensor=2"))
 
 MODULES = {name: Recent() for name in ("policy", "critic", "prm", "partition", "teacher")}
 
@@ -196,12 +205,11 @@ def gradient(alg, couples, parallel, micro):
     modules = modules_of(alg)
     mine, given = split(params, modules)
     state = init_state(mine, KEEP, init(alg, prompts=14))
-    update = parallel.step(make_update(alg, modules, KEEP, micro_batch=micro, axis=parallel.axis))
-    padded = pad_rows(rows, round_up(len(rows), micro * parallel.devices), len(batch.length))
-    state, info = update(
-        parallel.replicate(state), parallel.replicate(given), batch, prepared, padded
-    )
-    for copy in range(parallel.devices if parallel.pmap else 0):
+    how = {"micro_batch": micro, "axis": parallel.axis, "shards": parallel.shards}
+    update = parallel.step(make_update(alg, modules, KEEP, **how))
+    padded = pad_rows(rows, round_up(len(rows), micro * parallel.parts), len(batch.length))
+    state, info = update(parallel.place(state), parallel.place(given), batch, prepared, padded)
+    for copy in range(parallel.devices if parallel.axis else 0):
         toy.assert_same_tree(
             jax.tree.map(lambda x, copy=copy: x[copy], state.opt_state),
             parallel.single(state.opt_state),
@@ -226,35 +234,55 @@ def _world(world):
 
 
 @pytest.mark.parametrize(
-    ("couples", "devices", "pmap", "micro"),
+    ("couples", "form", "micro"),
     [
-        ("none", 1, False, 3),
-        ("none", 1, True, 8),
-        ("none", 2, True, 2),
-        ("none", 8, True, 1),
-        ("sequence", 2, True, 2),
-        ("critic", 2, True, 2),
-        ("group", 2, True, 2),
-        ("batch", 1, False, 3),
-        ("batch", 8, True, 1),
+        ("none", Jit(), 3),
+        ("none", Pmap(1), 8),
+        ("none", Pmap(2), 2),
+        ("none", Pmap(8), 1),
+        ("sequence", Pmap(2), 2),
+        ("critic", Pmap(2), 2),
+        ("group", Pmap(2), 2),
+        ("batch", Jit(), 3),
+        ("batch", Pmap(8), 1),
+        ("batch", MESH, 2),
     ],
 )
-def test_every_split_of_a_step_is_the_whole(couples, devices, pmap, micro):
+def test_every_split_of_a_step_is_the_whole(couples, form, micro):
     alg = METHODS[couples]
     expected, measured = whole_gradient(couples)
-    found, info = gradient(alg, couples, Parallel(devices, pmap), micro)
+    found, info = gradient(alg, couples, form, micro)
     assert coupling(alg) == ("none" if couples == "critic" else couples)
     assert relative_error(found, expected) <= 1e-5
     for name, value in measured.items():
         np.testing.assert_allclose(info[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+def test_two_steps_on_a_mesh_are_two_steps_on_one_device():
+    params, batch, _ = prepared_step.world
+    prepared, rows = prepared_step("none")
+    alg, modules = METHODS["none"], {"policy": MODULES["policy"]}
+    optimizer, left = optax.adamw(1e-2), []
+    for form in (Jit(), MESH):
+        split = {"micro_batch": 1, "shards": form.shards}
+        step = form.step(make_update(alg, modules, optimizer, **split))
+        padded = pad_rows(rows, round_up(len(rows), form.parts), len(batch.length))
+        state = init_state({"policy": params["policy"]}, optimizer, init(alg))
+        state, losses = form.place(state), []
+        for _ in range(2):
+            state, info = step(state, {}, batch, prepared, padded)
+            losses.append(float(info_values(info)["policy/loss"]))
+        left.append((losses, jax.device_get(state.params)))
+    assert losses[0] != losses[1]
+    chex.assert_trees_all_close(*left, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "micro"), [(1, 3), (8, 1)])
+@pytest.mark.parametrize(("form", "micro"), [(Jit(), 3), (Pmap(8), 1), (MESH, 1)])
 @pytest.mark.parametrize("key", SHIPPED)
-def test_every_method_on_one_and_eight_devices(key, devices, micro):
+def test_every_method_on_one_and_eight_devices(key, form, micro):
     expected, measured = whole_gradient(key)
-    found, info = gradient(METHODS[key], key, Parallel(devices, devices > 1), micro)
+    found, info = gradient(METHODS[key], key, form, micro)
     assert relative_error(found, expected) <= 1e-5
     for name, value in measured.items():
         np.testing.assert_allclose(info[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -263,7 +291,7 @@ def test_every_method_on_one_and_eight_devices(key, devices, micro):
 def test_the_cotangent_form_is_the_single_forward_form():
     alg = declared(METHODS["none"], "clip", "batch")
     assert coupling(alg) == "batch"
-    found, _ = gradient(alg, "none", Parallel(), 3)
+    found, _ = gradient(alg, "none", Jit(), 3)
     assert relative_error(found, whole_gradient("none")[0]) <= 1e-5
 
 
@@ -276,7 +304,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     poison = prepared.rows.credit.at[np.flatnonzero(prepared.rows.mask.any(1))[0]].set(jnp.inf)
     poisoned = dataclasses.replace(prepared, rows=dataclasses.replace(prepared.rows, credit=poison))
     optimizer = optax.adamw(1e-2)
-    update = Parallel().step(make_update(alg, {"policy": Recent()}, optimizer, micro_batch=7))
+    update = Jit().step(make_update(alg, {"policy": Recent()}, optimizer, micro_batch=7))
     state = init_state({"policy": params["policy"]}, optimizer, init(alg))
     state, info = update(state, {}, batch, prepared, rows)
     before = jax.device_get(state)
@@ -294,15 +322,17 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     assert int(state.memory["update"]["trajectory/adaptive_clip"]["steps"]) == 2
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before.params)
     assert all(jax.tree.leaves(moved))
-    assert np.isfinite(params["policy"]["embed"]).all()  # the caller's own are not donated
+    assert np.isfinite(
+        params["policy"]["embed"]["embedding"]
+    ).all()  # the caller's own are not donated
 
 
-def test_the_scorer_pads_and_splits_exactly(world):
+@pytest.mark.parametrize("form", [Pmap(2), MESH])
+def test_the_scorer_pads_and_splits_exactly(world, form):
     params, batch, whole = world
-    scorer = Parallel(2, True).rows(
-        make_scorer({"policy": Recent()}, ("logp",), micro_batch=3), dealt=1
-    )
-    spread = Parallel(2, True).replicate({"policy": params["policy"]})
-    out = scorer(spread, batch, pad_rows(np.arange(14), 18, 14))
+    made = make_scorer({"policy": Recent()}, ("logp",), micro_batch=3, shards=form.shards)
+    scorer = form.rows(made, dealt=1)
+    rows = pad_rows(np.arange(14), round_up(14, 3 * form.parts), 14)
+    out = scorer(form.place({"policy": params["policy"]}), batch, rows)
     np.testing.assert_allclose(out["logp"][:14], whole["logp"], atol=1e-5)
     assert not np.asarray(out["logp"][14:]).any()

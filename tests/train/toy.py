@@ -170,7 +170,7 @@ def make_run(algorithm, settings, on=None, teacher=None):
     """A run whose compiled functions can be used for many folders: see `go`."""
     alg = scale(algorithm, settings)
     settings = resolve(settings, alg)
-    parallel = choose(settings.parallel, settings.devices)
+    parallel = choose(settings.parallel, settings.devices, settings.mesh)
     problems = pool_of(on or task(), alg, settings)
     start = adapted(policy(), settings)
     return Run(settings, alg, start, parallel, problems, None, None, teacher)

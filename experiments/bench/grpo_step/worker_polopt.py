@@ -20,7 +20,7 @@ from polopt.reward import group_mean_baseline, group_std_scale, outcome_return
 from polopt.rollout import Decoding
 from polopt.rollout.engine import Engine
 from polopt.rollout.lanes import Drawing
-from polopt.train.parallel import Parallel
+from polopt.train.parallel import Jit
 from polopt.train.update import init_state, make_update
 from polopt.trajectory import clip, token_ratio
 
@@ -74,7 +74,7 @@ def step_of(case: Case, model: LanguageModel, alg: Algorithm, optimizer):
     than computing it again would save.
     """
     update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.group)
-    update = Parallel().step(update)
+    update = Jit().step(update)
     credit = jax.jit(functools.partial(prepare, alg))
     rows = np.arange(case.rows, dtype=np.int32)
 
