@@ -205,7 +205,8 @@ def _flat_product(x: Array, kernel: Array, dimensions: Any, **how: Any) -> Array
     """`x [..., D] @ kernel [D,E]`, over one axis of rows.
 
     The gradient of the kernel sums over rows: over two axes of them, XLA on the CPU transposes a
-    copy of the states first. Positions that are cut over devices are not joined, or gathered.
+    copy of the states first. Positions that are cut over devices keep an axis: without one they
+    would be gathered.
     """
     assert dimensions == (((x.ndim - 1,), (0,)), ((), ()))
     if SEQUENCE in ambient():
