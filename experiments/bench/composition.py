@@ -85,14 +85,12 @@ def main() -> None:
     rows = jnp.arange(len(trajectories.length))
     alg = algorithms.grpo()
     prepared, memory = jax.jit(lambda t: polopt.prepare(alg, t))(trajectories)
-    ours = jax.jit(
-        make_update(alg, {"policy": model}, optimizer, micro_batch=len(rows)), donate_argnums=0
-    )
+    ours = jax.jit(make_update(alg, {"policy": model}, optimizer), donate_argnums=0)
     plain = plain_update(alg, model, optimizer)
     weights = prepared.rows.weights["policy"] * prepared.credit
     held = {name: init_state(params, optimizer, memory) for name in ("ours", "plain")}
     compiled = {
-        "ours": ours.lower(held["ours"], {}, trajectories, prepared, rows).compile(),
+        "ours": ours.lower(held["ours"], {}, trajectories, prepared, rows[None]).compile(),
         "plain": plain.lower(held["plain"], trajectories, weights, rows).compile(),
     }
     for name, unit in (("flops", "GFLOP"), ("bytes accessed", "GB")):
@@ -101,7 +99,7 @@ def main() -> None:
 
     def run_ours() -> None:
         held["ours"], _ = jax.block_until_ready(
-            compiled["ours"](held["ours"], {}, trajectories, prepared, rows)
+            compiled["ours"](held["ours"], {}, trajectories, prepared, rows[None])
         )
 
     def run_plain() -> None:

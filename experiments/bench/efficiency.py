@@ -118,7 +118,7 @@ def update_parts(case: Case, timer: Timer):
     )
     rows = np.arange(case.rows)
     layout = jax.tree.map(lambda x: x[0], plan(batch, rows))
-    layouts = plan(batch, rows, splits=case.prompts)  # a group at a time, as the step does it
+    layouts = plan(batch, rows.reshape(case.prompts, -1))  # a group at a time, as the step does it
     step = step_of(case, model, alg, optimizer)
     held = init_state({"policy": params}, optimizer, init(alg))
     states = jnp.full((len(layout.prompt) + layout.tokens.size, case.hidden), 0.1)
@@ -148,7 +148,7 @@ def update_parts(case: Case, timer: Timer):
         timer("head", lambda: head(given))
         timer("optimiser", lambda: moved(held, {"policy": params}))
 
-    return measure, layouts.positions, int(lengths.sum())
+    return measure, case.prompts * layouts.room.positions, int(lengths.sum())
 
 
 def decoding(case: Case, timer: Timer):

@@ -47,11 +47,6 @@ class Layout:
         prompts, bins = self.prompt.shape[-2], self.tokens.shape[-2]
         return Room(prompts, bins // prompts, self.prompt.shape[-1], self.tokens.shape[-1])
 
-    @property
-    def positions(self) -> int:
-        """How many positions are computed, padding included."""
-        return int(np.prod(self.prompt.shape) + np.prod(self.tokens.shape))
-
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
@@ -71,32 +66,36 @@ class Room(NamedTuple):
     prompt: int  # S
     bin: int  # C
 
+    @property
+    def positions(self) -> int:
+        """How many positions are computed, padding included."""
+        return self.prompts * (self.prompt + self.bins * self.bin)
+
 
 def plan(
     trajectories: Trajectories,
     rows: np.ndarray,
     *,
-    splits: int = 1,
     room: Room | None = None,
     known: Collection[Room] = (),
 ) -> Layout:
-    """Lay out some rows of a batch, cut into equal splits.
+    """Lay out some rows of a batch, in one split or several.
 
     Args:
       trajectories: of the batch, on the host.
-      rows: i32[R], rows of one group side by side; numbers beyond the batch are padding.
-      splits: equal parts of the rows, that are computed one after another.
+      rows: i32[R], or i32[k,m] for k splits that are computed one after another; rows of one group
+        side by side. Numbers beyond the batch are padding.
       room: what a layout must fit into, so that one program serves many batches; if not given, as
         little as the rows need, with sizes rounded up so that few programs serve.
       known: rooms that have their programs; one of them is taken, unless another is much smaller.
 
     Returns:
-      A layout whose leaves have an axis of `splits` in front.
+      A layout whose leaves have an axis of splits in front.
 
     Raises:
       PoloptError: a row without room for a completion, or more than `room` holds.
     """
-    parts = np.asarray(rows).reshape(splits, -1)
+    parts = np.atleast_2d(rows)
     found = [_by_prompt(trajectories, part) for part in parts]
     if room is None:
         room = _best_room(found, known)

@@ -58,7 +58,10 @@ class TrainConfig:
     minibatches: int | None = None
     """Optimiser steps per pass (None: the method's, scaled down)."""
     micro_batch: int | None = None
-    """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    """Most rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    micro_tokens: int | None = None
+    """Most tokens per forward and backward pass of a device, as they are computed: shared prompts
+    once, padding included; long batches take more passes, short ones fewer (None: all)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which models compute; weights, log-probabilities and losses are float32."""
     lanes: int | None = None
@@ -248,7 +251,7 @@ class PretrainConfig:
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
-        *("devices", "parallel", "mesh", "micro_batch", "pack", "remat", "lanes"),
+        *("devices", "parallel", "mesh", "micro_batch", "micro_tokens", "pack", "remat", "lanes"),
         *("server_concurrency", "server_push"),
     ]
 )

@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "epochs",
             "minibatches",
             "micro_batch",
+            "micro_tokens",
             "max_new_tokens",
             "top_k",
             "lanes",

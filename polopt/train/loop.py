@@ -29,11 +29,12 @@ from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import evaluation, views
+from polopt.train.micro_batches import MicroBatches, in_layouts
 from polopt.train.models import first_params, parts, roles, together
 from polopt.train.parallel import Parallel, choose
 from polopt.train.policy import Policy, adapted, instructed, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
-from polopt.train.rows import assign_steps, pad_rows, split
+from polopt.train.rows import assign_steps
 from polopt.train.scoring import Scoring
 from polopt.train.served import serve
 from polopt.train.setup import (
@@ -126,20 +127,10 @@ class Run:
         self.start, self.base = parts(policy.model, policy.params)
         steps = config.steps * alg.update.epochs * alg.update.minibatches
         self.optimizer, self.schedule = make_optimizer(config, steps)
-        groups = -(-self.prompts // alg.update.minibatches)
-        micro, self.width = split(groups * self.group_size, config.micro_batch, parallel.parts)
         read = self.roles.chosen(self.roles.update)
-        self.update = parallel.step(
-            make_update(
-                alg,
-                read,
-                self.optimizer,
-                micro_batch=micro,
-                axis=parallel.axis,
-                shards=parallel.shards,
-                remat=config.remat,
-            )
-        )
+        how = {"axis": parallel.axis, "shards": parallel.shards, "remat": config.remat}
+        self.update = parallel.step(make_update(alg, read, self.optimizer, **how))
+        self.in_layouts = in_layouts(read)
         self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
@@ -153,15 +144,17 @@ class Run:
         room = min(module.config.max_length for module in self.roles.modules.values())
         self.collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
         packed = packs(config, policy)
-        self.scoring = Scoring(
-            self.roles,
-            policy,
-            parallel,
-            micro_batch=micro,
+        groups = -(-self.prompts // alg.update.minibatches)
+        self.micro_batches = MicroBatches(
+            rows=groups * self.group_size,
+            parts=parallel.parts,
             group_size=self.group_size,
-            room=self.collector.room,
+            completion=self.collector.room,
             packed=packed,
+            most_rows=config.micro_batch,
+            most_tokens=config.micro_tokens,
         )
+        self.scoring = Scoring(self.roles, policy, parallel, self.micro_batches)
         decoding, served = decoding_of(config), None
         if config.server is not None:
             served = serve(config, policy, decoding, self.collector, parallel)
@@ -308,6 +301,7 @@ class Run:
             fresh = reset(now.state.opt_state, self.parallel.place(fresh))
             now.state = dataclasses.replace(now.state, opt_state=fresh)
         prepared, infos = None, []
+        rooms = now.rooms if self.in_layouts else None
         for epoch in range(alg.update.epochs):
             seed = (self.config.seed, now.step, epoch)
             step_of, steps = assign_steps(trajectories.group, alg.update.minibatches, seed)
@@ -316,11 +310,8 @@ class Run:
             else:
                 prepared = self.reweigh(prepared, step_of)
             for rows in steps:
-                padded = pad_rows(rows, self.width, len(step_of))
-                layout = self.scoring.layout(trajectories, padded, self.roles.update, now.rooms)
-                now.state, info = self.update(
-                    now.state, given, trajectories, prepared, padded, layout
-                )
+                cut = self.micro_batches.cut(trajectories, rows, rooms=rooms)
+                now.state, info = self.update(now.state, given, trajectories, prepared, *cut)
                 infos.append(info)
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches

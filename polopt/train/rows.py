@@ -48,29 +48,26 @@ def _renumber(ids: Array, valid: Array, n: int) -> Array:
     return jnp.where(valid, first[ids], -1)
 
 
-def micro_batches(
-    rows: Array, layout: Layout | None, micro_batch: int, shards: int
-) -> tuple[Array, Layout | None]:
-    """The rows of a step in the order in which they are computed.
+def side_by_side(splits: Array, layout: Layout | None, shards: int) -> tuple[Array, Layout | None]:
+    """Micro-batches in the order in which they are computed: the next one of every shard at once.
 
     Args:
-      rows: i32[R].
-      layout: of the rows, with R / micro_batch splits; None if they are computed as they are.
-      micro_batch: rows of a shard that are computed at once.
-      shards: equal blocks of rows that are computed side by side.
+      splits: i32[shards * k, m], the row numbers of micro-batches, those of a shard together.
+      layout: of each; None if they are computed in rows.
+      shards: equal blocks of micro-batches that are computed side by side.
 
     Returns:
-      i32[k, shards * micro_batch], each entry from every block's next rows; and the layout with k
-      splits, and within them an axis of shards if there are several.
+      i32[k, shards * m]; and the layout with k splits, and within them an axis of shards if there
+      are several.
     """
-    dealt = rows.reshape(shards, -1, micro_batch).swapaxes(0, 1)
+    dealt = splits.reshape(shards, -1, splits.shape[-1]).swapaxes(0, 1)
     if layout is not None and shards > 1:
         layout = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1), layout)
-    return dealt.reshape(-1, shards * micro_batch), layout
+    return dealt.reshape(dealt.shape[0], -1), layout
 
 
 def in_order(tree: Any, shards: int) -> Any:
-    """Leaves [k, shards * micro_batch, ...], as `micro_batches` dealt rows, back as [R, ...]."""
+    """Leaves [k, shards * m, ...], as `side_by_side` dealt rows, back as [R, ...]."""
 
     def undealt(x: Array) -> Array:
         apart = x.reshape(x.shape[0], shards, -1, *x.shape[2:]).swapaxes(0, 1)
@@ -82,17 +79,6 @@ def in_order(tree: Any, shards: int) -> Any:
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
-
-
-def split(rows: int, micro_batch: int | None, parts: int) -> tuple[int, int]:
-    """(rows per micro-batch, rows per optimiser step), padded so that everything divides.
-
-    >>> split(14, 2, 4), split(14, None, 4)
-    ((2, 16), (4, 16))
-    """
-    per_part = -(-rows // parts)
-    micro = min(micro_batch or per_part, per_part)
-    return micro, round_up(per_part, micro) * parts
 
 
 def assign_steps(

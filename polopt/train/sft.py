@@ -26,6 +26,7 @@ from polopt.reward import outcome_return
 from polopt.rollout.collect import OTHER
 from polopt.train import checkpoint
 from polopt.train.demonstrations import Demonstration, demonstrations, task_to_learn
+from polopt.train.micro_batches import MicroBatches
 from polopt.train.models import parts
 from polopt.train.parallel import Jit
 from polopt.train.policy import Policy, adapted, instructed, load_policy
@@ -119,12 +120,9 @@ class _Run:
         self.moving, fixed = parts(policy.model, policy.params)
         self.given = {} if fixed is None else {"policy": fixed}
         self.optimizer, self.schedule = make_optimizer(config, self.steps)
-        update = make_update(
-            self.alg,
-            {"policy": policy.model},
-            self.optimizer,
-            micro_batch=config.micro_batch or config.batch,
-            remat=config.remat,
+        update = make_update(self.alg, {"policy": policy.model}, self.optimizer, remat=config.remat)
+        self.micro_batches = MicroBatches(
+            config.batch, most_rows=config.micro_batch, most_tokens=config.micro_tokens
         )
         self.parallel = Jit()
         self.update = self.parallel.step(update)
@@ -165,8 +163,9 @@ class _Run:
         start = time.perf_counter()
         batch = self.batches.at(now.step)
         prepared, _ = self.prepare(batch)
-        rows, skipped = np.arange(len(batch.length), dtype=np.int32), int(now.state.skipped)
-        now.state, info = self.update(now.state, self.given, batch, prepared, rows, None)
+        skipped, rows = int(now.state.skipped), np.arange(len(batch.length))
+        splits, _ = self.micro_batches.cut(batch, rows)
+        now.state, info = self.update(now.state, self.given, batch, prepared, splits, None)
         values = {name: float(x) for name, x in jax.device_get(info_values(info)).items()}
         now.step += 1
         seconds, tokens = time.perf_counter() - start, int(batch.action_mask.sum())
@@ -206,7 +205,6 @@ class Batches:
 
     def __init__(self, rows: Sequence[Demonstration], config: SftConfig) -> None:
         self.rows = rows
-        self.size = round_up(config.batch, config.micro_batch or config.batch)
         self._take, self._seed = config.batch, config.seed
         lengths = np.array([len(row.tokens) for row in rows])
         self.widths = widths(lengths)
@@ -215,11 +213,11 @@ class Batches:
         self._order = functools.lru_cache(maxsize=1)(self._deal)
 
     def at(self, step: int) -> Trajectories:
-        """The batch of a step, `[size,T]`, padded with empty rows."""
+        """The batch of a step, `[batch,T]`, padded with empty rows."""
         epoch, place = divmod(step, self.per_epoch)
         chosen = self._order(epoch)[place]
         width = int(self.widths[self._class[chosen].max()])
-        return packed([self.rows[i] for i in chosen], self.size, width)
+        return packed([self.rows[i] for i in chosen], self._take, width)
 
     def _deal(self, epoch: int) -> list[np.ndarray]:
         """Row numbers of every batch: what a width has left over goes to the next wider one."""

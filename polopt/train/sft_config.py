@@ -48,7 +48,9 @@ class SftConfig:
     batch: int = 16
     """Rows per optimiser step."""
     micro_batch: int | None = None
-    """Rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    """Most rows per forward and backward pass; saves memory, changes nothing else (None: all)."""
+    micro_tokens: int | None = None
+    """Most tokens per forward and backward pass, padding included (None: all)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the model computes; weights, log-probabilities and losses are float32."""
     remat: bool = False

@@ -23,7 +23,7 @@ from polopt.compose import loss
 from polopt.models.layout import Layout
 from polopt.models.score import score
 from polopt.train.models import together
-from polopt.train.rows import in_order, micro_batches, take, take_prepared
+from polopt.train.rows import in_order, side_by_side, take, take_prepared
 from polopt.transform import Want
 from polopt.types import (
     Array,
@@ -71,24 +71,24 @@ def make_update(
     modules: Modules,
     optimizer: optax.GradientTransformation,
     *,
-    micro_batch: int,
     axis: str | None = None,
     shards: int = 1,
     remat: bool = False,
 ) -> Callable[..., tuple[TrainState, Info]]:
     """One optimiser step on some rows of a prepared batch, to be jitted or pmapped.
 
-    The step is `(state, given, trajectories, prepared, rows, layout) -> (state, info)`, where
+    The step is `(state, given, trajectories, prepared, splits, layout) -> (state, info)`, where
     `given` has the parameters of models that are read but not trained ("teacher", "reference") and
-    the bases of those that are trained by adapters, often {}, and `layout` says where the tokens of
-    each micro-batch are computed (`plan` of the rows with as many splits; None: in rows, padded).
+    the bases of those that are trained by adapters, often {}; `splits i32[k,m]` are the numbers of
+    the rows, of a micro-batch each (one forward and backward pass); and `layout` says where the
+    tokens of each are computed (`plan` of these splits; None: in rows, padded). How rows are split
+    changes rounding only.
 
     Args:
       modules: static handles of the models that the loss reads, by name: those with parameters in
         the state are trained, the others are constants.
-      micro_batch: rows of a shard per forward and backward pass; divides the rows of a shard.
-      axis: the pmap axis over which the rows of a step are spread, if any.
-      shards: equal blocks of a step's rows that are computed side by side; divides them.
+      axis: the pmap axis over which the splits of a step are spread, if any.
+      shards: equal blocks of splits that are computed side by side; divides k.
       remat: recompute each layer in the backward pass.
     """
 
@@ -97,17 +97,17 @@ def make_update(
         given: Params,
         trajectories: Trajectories,
         prepared: Prepared,
-        rows: Array,
+        splits: Array,
         layout: Layout | None = None,
     ) -> tuple[TrainState, Info]:
         # Memory on the update clock moves between the steps of a batch.
         shared = {**prepared.shared, "memory": state.memory["update"]}
         prepared = dataclasses.replace(prepared, shared=shared)
         form = _coupled if coupling(alg) in ("group", "batch") else _independent
-        splits = micro_batches(rows, layout, micro_batch, shards)
+        parts = side_by_side(splits, layout, shards)
         how = {"shards": shards, "remat": remat}
         outputs = functools.partial(_outputs, alg, modules, given, how)
-        grads, info = form(alg, outputs, state.params, trajectories, prepared, splits, axis)
+        grads, info = form(alg, outputs, state.params, trajectories, prepared, parts, axis)
         # Summed over the rows of a step, but averaged over the steps of a batch.
         info = {**info, "policy/loss": _one(info["policy/loss"].value())}
         return apply_gradient(alg, optimizer, state, grads, info)
@@ -282,19 +282,18 @@ def _one(x: Array) -> Mean:
 
 
 def make_scorer(
-    modules: Modules, want: tuple[Want, ...], *, micro_batch: int, shards: int = 1
+    modules: Modules, want: tuple[Want, ...], *, shards: int = 1
 ) -> Callable[[Params, Trajectories, Array], dict[str, Array]]:
-    """`(params, trajectories, rows i32[R], layout) -> {column: [R,T]}`, without gradient.
+    """`(params, trajectories, splits i32[k,m], layout) -> {column: [k*m,T]}`, without gradient.
 
     Args:
       modules: static handles, by the names that `want` reads.
       want: columns, "logp" among them if it is wanted.
-      micro_batch: rows of a shard per forward pass; divides the rows of a shard.
-      shards: equal blocks of rows that are computed side by side; divides R.
+      shards: equal blocks of splits that are computed side by side; divides k.
     """
 
     def scorer(
-        params: Params, trajectories: Trajectories, rows: Array, layout: Layout | None = None
+        params: Params, trajectories: Trajectories, splits: Array, layout: Layout | None = None
     ) -> dict[str, Array]:
         models = {name: (module, params[name]) for name, module in modules.items()}
 
@@ -304,7 +303,7 @@ def make_scorer(
             logp = {} if out.logp is None else {"logp": out.logp}
             return {**logp, **out.columns}
 
-        made = jax.lax.map(part, micro_batches(rows, layout, micro_batch, shards))
+        made = jax.lax.map(part, side_by_side(splits, layout, shards))
         return in_order(made, shards)
 
     return scorer

@@ -125,7 +125,7 @@ def test_the_same_numbers_and_gradients(models):
 def test_shared_prompts_and_packed_rows_save_positions():
     layout = plan(BATCH, np.arange(8))
     assert layout.prompt.shape == (1, 3, 8)
-    assert layout.positions < 0.6 * 8 * T
+    assert layout.room.positions < 0.6 * 8 * T
     # 9, 1 and 14 tokens continue the first prompt, the last of each unread: one bin of 24, for
     # two of 14 would be two for every prompt.
     segments = layout.segment[0].reshape(3, -1, 24)
@@ -149,7 +149,7 @@ def test_a_known_room_is_taken_unless_a_new_one_is_much_smaller():
 
 
 def test_splits_have_one_shape_and_rows_of_their_own():
-    layout = plan(BATCH, np.array([6, 7, 8, 0, 1, 2, 3, 4]), splits=2)
+    layout = plan(BATCH, np.array([[6, 7, 8, 0], [1, 2, 3, 4]]))
     assert layout.prompt_length.tolist() == [[1, 7], [7, 3]]
     assert layout.source.shape == (2, 4, T)
     assert not layout.source[0, 2].any()  # row 8 is beyond the batch

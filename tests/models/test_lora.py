@@ -105,7 +105,7 @@ def test_everything_is_as_of_the_merged_model():
     params = moved(MODEL, weights())
     dense, merged = MODEL.merge(params)
     assert dense == BASE
-    layout = jax.tree.map(lambda x: x[0], plan(batch(), np.arange(4), splits=1))
+    layout = jax.tree.map(lambda x: x[0], plan(batch(), np.arange(4)))
 
     @functools.partial(jax.jit, static_argnums=0)
     def everything(model, params):

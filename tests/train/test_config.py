@@ -147,6 +147,7 @@ def test_what_only_shows_or_splits_does_not_conflict():
         devices=2,
         parallel="pmap",
         micro_batch=4,
+        micro_tokens=512,
         checkpoint_every=7,
     )
     assert resume_conflicts(TrainConfig(), asked) == []

@@ -142,8 +142,8 @@ def world():
     recorded = {name for alg in METHODS.values() for name in needs(alg)} - {*RECORDED, "returns"}
     batch = random_trajectories(3, columns=sorted(recorded))
     two = {name: MODULES[name] for name in ("policy", "critic")}
-    scorer = jax.jit(make_scorer(two, ("logp", "value"), micro_batch=7))
-    out = scorer(params, batch, np.arange(14, dtype=np.int32))
+    scorer = jax.jit(make_scorer(two, ("logp", "value")))
+    out = scorer(params, batch, np.arange(14, dtype=np.int32).reshape(2, 7))
     rng = np.random.default_rng(0)
 
     def near(x, distance):
@@ -205,10 +205,11 @@ def gradient(alg, couples, parallel, micro):
     modules = modules_of(alg)
     mine, given = split(params, modules)
     state = init_state(mine, KEEP, init(alg, prompts=14))
-    how = {"micro_batch": micro, "axis": parallel.axis, "shards": parallel.shards}
+    how = {"axis": parallel.axis, "shards": parallel.shards}
     update = parallel.step(make_update(alg, modules, KEEP, **how))
     padded = pad_rows(rows, round_up(len(rows), micro * parallel.parts), len(batch.length))
-    state, info = update(parallel.place(state), parallel.place(given), batch, prepared, padded)
+    splits = padded.reshape(-1, micro)
+    state, info = update(parallel.place(state), parallel.place(given), batch, prepared, splits)
     for copy in range(parallel.devices if parallel.axis else 0):
         toy.assert_same_tree(
             jax.tree.map(lambda x, copy=copy: x[copy], state.opt_state),
@@ -264,13 +265,12 @@ def test_two_steps_on_a_mesh_are_two_steps_on_one_device():
     alg, modules = METHODS["none"], {"policy": MODULES["policy"]}
     optimizer, left = optax.adamw(1e-2), []
     for form in (Jit(), MESH):
-        split = {"micro_batch": 1, "shards": form.shards}
-        step = form.step(make_update(alg, modules, optimizer, **split))
+        step = form.step(make_update(alg, modules, optimizer, shards=form.shards))
         padded = pad_rows(rows, round_up(len(rows), form.parts), len(batch.length))
         state = init_state({"policy": params["policy"]}, optimizer, init(alg))
         state, losses = form.place(state), []
         for _ in range(2):
-            state, info = step(state, {}, batch, prepared, padded)
+            state, info = step(state, {}, batch, prepared, padded[:, None])
             losses.append(float(info_values(info)["policy/loss"]))
         left.append((losses, jax.device_get(state.params)))
     assert losses[0] != losses[1]
@@ -299,12 +299,12 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     """Parameters, optimiser and memory stay as they were, bit for bit; the next step is normal."""
     params, batch, _ = prepared_step.world
     alg = method(toy.adaptive_clip())
-    rows = np.arange(14, dtype=np.int32)
+    rows = np.arange(14, dtype=np.int32).reshape(2, 7)
     prepared, _ = jax.jit(functools.partial(prepare, alg))(batch, step_of=np.zeros(14, np.int32))
     poison = prepared.rows.credit.at[np.flatnonzero(prepared.rows.mask.any(1))[0]].set(jnp.inf)
     poisoned = dataclasses.replace(prepared, rows=dataclasses.replace(prepared.rows, credit=poison))
     optimizer = optax.adamw(1e-2)
-    update = Jit().step(make_update(alg, {"policy": Recent()}, optimizer, micro_batch=7))
+    update = Jit().step(make_update(alg, {"policy": Recent()}, optimizer))
     state = init_state({"policy": params["policy"]}, optimizer, init(alg))
     state, info = update(state, {}, batch, prepared, rows)
     before = jax.device_get(state)
@@ -330,9 +330,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
 @pytest.mark.parametrize("form", [Pmap(2), MESH])
 def test_the_scorer_pads_and_splits_exactly(world, form):
     params, batch, whole = world
-    made = make_scorer({"policy": Recent()}, ("logp",), micro_batch=3, shards=form.shards)
+    made = make_scorer({"policy": Recent()}, ("logp",), shards=form.shards)
     scorer = form.rows(made, dealt=1)
     rows = pad_rows(np.arange(14), round_up(14, 3 * form.parts), 14)
-    out = scorer(form.place({"policy": params["policy"]}), batch, rows)
+    out = scorer(form.place({"policy": params["policy"]}), batch, rows.reshape(-1, 3))
     np.testing.assert_allclose(out["logp"][:14], whole["logp"], atol=1e-5)
     assert not np.asarray(out["logp"][14:]).any()

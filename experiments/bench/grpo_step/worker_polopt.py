@@ -73,15 +73,14 @@ def step_of(case: Case, model: LanguageModel, alg: Algorithm, optimizer):
     A group at a time: what is kept for the backward pass then fits the cache, and costs less memory
     than computing it again would save.
     """
-    update = make_update(alg, {"policy": model}, optimizer, micro_batch=case.group)
-    update = Jit().step(update)
+    update = Jit().step(make_update(alg, {"policy": model}, optimizer))
     credit = jax.jit(functools.partial(prepare, alg))
-    rows = np.arange(case.rows, dtype=np.int32)
+    splits = np.arange(case.rows, dtype=np.int32).reshape(case.prompts, -1)
 
     def step(state, batch: Trajectories):
         prepared, _ = credit(batch, state=state.memory)
-        layout = plan(batch, rows, splits=case.prompts)
-        state, info = update(state, {}, batch, prepared, rows, layout)
+        layout = plan(batch, splits)
+        state, info = update(state, {}, batch, prepared, splits, layout)
         return jax.block_until_ready(state), info
 
     return step
