@@ -8,13 +8,12 @@ the median of the paired time ratios with its 95 % bootstrap interval.
 """
 
 import argparse
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pairs import compare
 
 import polopt
 from polopt import algorithms
@@ -61,12 +60,6 @@ def plain_update(alg, model, optimizer):
     return jax.jit(update, donate_argnums=0)
 
 
-def seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=100)
@@ -107,19 +100,10 @@ def main() -> None:
             compiled["plain"](held["plain"], trajectories, weights, rows)
         )
 
-    run_ours(), run_plain()
-    ratios, times = [], []
-    for i in range(args.pairs):
-        order = (run_ours, run_plain) if i % 2 else (run_plain, run_ours)
-        took = {run: seconds(run) for run in order}
-        ratios.append(took[run_ours] / took[run_plain])
-        times.append(took[run_ours])
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+    found = compare(run_ours, run_plain, args.pairs)
     print(
-        f"time            composed {statistics.median(times):.3f} s   median of {len(ratios)} "
-        f"paired ratios {statistics.median(ratios):.4f} (95 % {low:.4f} to {high:.4f})"
+        f"time            composed {found.seconds:.3f} s   median of {args.pairs} "
+        f"paired ratios {found.ratio:.4f} (95 % {found.low:.4f} to {found.high:.4f})"
     )
 
 

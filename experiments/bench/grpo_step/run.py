@@ -205,14 +205,17 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
     args = parser.parse_args()
     pythons = {"polopt": sys.executable, **{p: environment(p, args.cache) for p in args.peers}}
+    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    peers = " ".join(args.peers)
     for name in args.cases:
         print(f"({name}) {CASES[name]}", flush=True)
         found = measure(CASES[name], pythons, args.cache, args.pairs)
         results[name] = {
             "case": dataclasses.asdict(CASES[name]),
-            "command": f"experiments/bench/grpo_step/run.py --cases {name} --pairs {args.pairs}",
+            "command": f"experiments/bench/grpo_step/run.py --cases {name} --peers {peers} "
+            f"--pairs {args.pairs}",
             "hardware": f"{platform.machine()}, {CORES} of {os.cpu_count()} cores",
             "python": platform.python_version(),
             **found,

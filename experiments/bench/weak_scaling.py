@@ -1,0 +1,123 @@
+"""What polopt adds to JAX on several devices: its optimiser step against a minimal one by hand.
+
+    python experiments/bench/weak_scaling.py [--pairs 100] [--devices 1 2 4 8]
+
+Every device has as many rows. The minimal step is what one would write: the same log-probabilities,
+a loss of one line, `jax.grad`, a sum over devices, optax, the loss read on the host. Both deal rows
+from the host in each step. The devices are virtual and share the cores, so that seconds say nothing
+of scaling; the ratio of each pair says what is added, and at which number of devices it begins to.
+"""
+
+import argparse
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from composition import CONFIG, batch  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from pairs import compare  # noqa: E402
+
+import polopt  # noqa: E402
+from polopt import algorithms  # noqa: E402
+from polopt.models import LanguageModel  # noqa: E402
+from polopt.models.score import score  # noqa: E402
+from polopt.train.parallel import choose  # noqa: E402
+from polopt.train.rows import take  # noqa: E402
+from polopt.train.update import init_state, make_update  # noqa: E402
+
+GROUP, PROMPT, COMPLETION = 4, 16, 48
+MODEL = LanguageModel(CONFIG)
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
+FORMS = {"pmap": (), "mesh": ("data=-1",)}
+
+
+def loss_of(params, rows, weights):
+    logp = score({"policy": (MODEL, params)}, rows).logp
+    return -jnp.sum(weights * logp)
+
+
+def minimal(kind, n, params, trajectories, weights):
+    """A step that is called without arguments; it keeps its own state."""
+    moments = OPTIMIZER.init(params)
+
+    def step(params, moments, rows, weights):
+        loss, grads = jax.value_and_grad(loss_of)(params, rows, weights)
+        if kind == "pmap":
+            loss, grads = jax.lax.psum((loss, grads), "data")
+        updates, moments = OPTIMIZER.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments, loss
+
+    devices = jax.devices()[:n]
+    data = jax.tree.map(np.asarray, (trajectories, weights))
+    if kind == "pmap":
+        step = jax.pmap(step, axis_name="data", donate_argnums=(0, 1), devices=devices)
+        held = jax.pmap(lambda x, _: x, axis_name="data", in_axes=(None, 0), devices=devices)(
+            (params, moments), np.arange(n)
+        )
+
+        def place(x):
+            return x.reshape(n, -1, *x.shape[1:])
+    else:
+        mesh = Mesh(np.array(devices), ("data",))
+        step = jax.jit(step, donate_argnums=(0, 1))
+        held = jax.device_put((params, moments), NamedSharding(mesh, PartitionSpec()))
+        held = jax.tree.map(jnp.copy, held)
+
+        def place(x):
+            return jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+
+    def run():
+        nonlocal held
+        *held, loss = step(*held, *jax.tree.map(place, data))
+        return float(np.ravel(loss)[0])
+
+    return run
+
+
+def ours(kind, n, params, trajectories, prepared, memory):
+    form = choose(kind, n, FORMS[kind])
+    alg = algorithms.grpo()
+    how = {"axis": form.axis, "shards": form.shards}
+    step = form.step(make_update(alg, {"policy": MODEL}, OPTIMIZER, **how))
+    state = init_state({"policy": jax.tree.map(jnp.copy, params)}, OPTIMIZER, memory)
+    held, given = form.place((state, {}))
+    splits = np.arange(len(trajectories.length), dtype=np.int32).reshape(n, -1)
+
+    def run():
+        nonlocal held
+        held, info = step(held, given, trajectories, prepared, splits)
+        return float(info["policy/loss"].value())
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
+    args = parser.parse_args()
+    params = MODEL.init(jax.random.key(0))
+    for kind in FORMS:
+        for n in args.devices:
+            trajectories = jax.tree.map(np.asarray, batch(n, GROUP, PROMPT, COMPLETION))
+            alg = algorithms.grpo()
+            prepared, memory = jax.jit(lambda t, a=alg: polopt.prepare(a, t))(trajectories)
+            weights = prepared.rows.weights["policy"] * prepared.credit
+            everyone = take(trajectories, np.arange(len(trajectories.length)))
+            plain = minimal(kind, n, params, everyone, weights)
+            found = compare(
+                ours(kind, n, params, trajectories, prepared, memory), plain, args.pairs
+            )
+            print(
+                f"{kind} {n} devices: {found.seconds:.3f} s, ratio {found.ratio:.4f} "
+                f"(95 % {found.low:.4f} to {found.high:.4f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
