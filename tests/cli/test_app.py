@@ -91,7 +91,7 @@ def test_what_is_not_understood_is_one_line_and_exit_code_2(capsys, args, line):
     ("args", "words"),
     [
         (["train", "--steps", "x"], ["--steps", "'x'"]),
-        (["train", "--parallel", "mesh"], ["'mesh'", "--parallel", "'auto', 'jit', 'pmap'"]),
+        (["train", "--parallel", "grid"], ["'grid'", "--parallel", "'pmap', 'mesh'"]),
         (["train", "--steps"], ["--steps"]),
     ],
 )
