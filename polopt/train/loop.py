@@ -20,6 +20,7 @@ import numpy as np
 
 from polopt.algorithm import Algorithm, init, single_step
 from polopt.compose import prepare, reweigh
+from polopt.memory import give_back
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics
@@ -213,11 +214,13 @@ class Run:
         start = time.perf_counter()
         given = self._given(now)
         rollout = self._rollout(now, given)
+        give_back()
         sampled = time.perf_counter()
         trajectories = self._score(now, given, rollout)
         routed = self.scoring.routed(together(given, now.state.params)["policy"], trajectories)
         scored = time.perf_counter()
         info = self._update(now, given, trajectories)
+        give_back()
         end = time.perf_counter()
         now.step, now.cursor, now.pool = now.step + 1, rollout.cursor, rollout.pool
         if self.roles.drift:

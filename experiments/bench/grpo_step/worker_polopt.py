@@ -13,6 +13,7 @@ from workload import CLIP, LEARNING_RATE, Case, lengths_of, prompts_of, reward_o
 from polopt import Stop, Trajectories, chain, init, prepare
 from polopt.aggregate import sequence_mean
 from polopt.algorithm import Algorithm
+from polopt.memory import give_back
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.models.huggingface import save
 from polopt.models.layout import plan
@@ -134,12 +135,14 @@ def make(work: pathlib.Path, asked: dict) -> dict:
                 ids,
                 most=lengths.reshape(ids.shape),
             )
+            give_back()
             clock.lap("generate")
             completions = [t[:n] for t, n in zip(out.tokens, out.length, strict=True)]
             logp = [t[:n] for t, n in zip(out.logp_sampler, out.length, strict=True)]
             batch = trajectories(case, completions, map(reward_of, completions), logp)
             clock.lap("score")
             held["state"], _ = one(held["state"], batch)
+            give_back()
             clock.lap("update")
         held["steps"] += 1
         assert (out.length == lengths).all()
