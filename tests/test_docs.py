@@ -70,5 +70,8 @@ def test_the_page_on_placement_shows_a_program_and_sizes_that_are_understood(cap
     exec(block, {})
     assert int(capsys.readouterr().out) > 4 * 64 * 16
     commands = re.findall(r"^polopt train.*?(?=\s{2,}#|$)", page, re.MULTILINE)
-    meshes = [read_arguments(shlex.split(command)[2:]).mesh for command in commands]
-    assert meshes == [(), ("fsdp=4", "tensor=2"), ("data=2", "fsdp=-1")]
+    asked = [read_arguments(shlex.split(command)[2:]) for command in commands]
+    meshes = [config.mesh for config in asked]
+    assert meshes == [(), ("fsdp=4", "tensor=2"), ("data=2", "fsdp=-1"), ("fsdp=8",), ("fsdp=6",)]
+    assert asked[3].sample_mesh == ("tensor=4", "data=2")
+    assert asked[4].sample_devices == 2

@@ -30,6 +30,16 @@ def correct(trajectories: Trajectories) -> np.ndarray:
     return trajectories.scored & (judged >= 1 - _ROUNDING)
 
 
+def staleness(trajectories: Trajectories, step: int) -> float:
+    """How many steps the weights that drew lie behind those of `step`: a mean over tokens.
+
+    Tokens of other models do not count; 0 if there are no others.
+    """
+    own = np.asarray(trajectories.action_mask) & (np.asarray(trajectories.version) >= 0)
+    behind = step - np.asarray(trajectories.version)[own]
+    return float(behind.mean()) if behind.size else 0.0
+
+
 def rollout_metrics(trajectories: Trajectories) -> dict[str, float]:
     """Flat metrics of a batch, named as in the run's schema.
 

@@ -133,6 +133,12 @@ class TrainConfig:
     """Sizes of the mesh, whose product is the devices: data=2 fsdp=4 (also tensor=, sequence=; -1
     for what is left). data deals rows, fsdp rows and weights, tensor heads and MLPs, sequence
     positions (none given: fsdp=-1)."""
+    sample_devices: int | None = None
+    """Devices that only sample: they draw a rollout while the others learn from the one before
+    (None: all do both in turn)."""
+    sample_mesh: tuple[str, ...] = ()
+    """Sizes of another mesh for sampling: what is cut along fsdp is gathered for every token, what
+    is cut along tensor is not (none given: as for training, or data=-1 on devices of its own)."""
     seed: int = 0
     """Seed of every draw: problems, samples, minibatches."""
 
@@ -251,7 +257,8 @@ class PretrainConfig:
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
-        *("devices", "parallel", "mesh", "micro_batch", "micro_tokens", "pack", "remat", "lanes"),
+        *("devices", "parallel", "mesh", "sample_mesh"),
+        *("micro_batch", "micro_tokens", "pack", "remat", "lanes"),
         *("server_concurrency", "server_push"),
     ]
 )
@@ -311,7 +318,8 @@ def resume_conflicts(recorded: Any, asked: Any) -> list[str]:
     """List the fields in which `asked` would not continue the run that `recorded` began.
 
     Settings of display and of how arithmetic is split may change; so may `steps` upwards,
-    where the learning rate does not depend on it, and the address of a server.
+    where the learning rate does not depend on it, and the address of a server. Rollouts that are
+    drawn ahead are not drawn across checkpoints: then `checkpoint_every` may not change.
     """
     if type(recorded) is not type(asked):
         return ["it is a run of another command"]
@@ -321,7 +329,9 @@ def resume_conflicts(recorded: Any, asked: Any) -> list[str]:
         and asked.schedule == "constant"
     )
     moved = isinstance(asked, TrainConfig) and asked.server and recorded.server
+    ahead = isinstance(asked, TrainConfig) and asked.sample_devices
     free = _FREE_ON_RESUME | ({"steps"} if longer else set()) | ({"server"} if moved else set())
+    free -= {"checkpoint_every"} if ahead else set()
     return [
         f"{name} is {getattr(recorded, name)!r} in the run and {getattr(asked, name)!r} now"
         for name in hints(type(asked))

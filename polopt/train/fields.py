@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "lanes",
             "server_concurrency",
             "devices",
+            "sample_devices",
             "problems",
             "samples",
             "batch",
@@ -115,6 +116,8 @@ def check(
         raise UsageError("quantise: quantised weights stay as they are: give --lora-rank too")
     if "lora_rank" in fields and config.lora_rank and not config.lora_targets:
         raise UsageError("lora_targets must name at least one linear map")
+    if "sample_devices" in fields and config.server and config.sample_devices:
+        raise UsageError("sample_devices: the server has its own: give one of them")
     if "task_args" in fields:
         assignments(config.task_args, "task_args")
     if "data" in fields and config.data is not None and config.task_args:

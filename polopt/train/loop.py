@@ -23,18 +23,20 @@ from polopt.compose import prepare, reweigh
 from polopt.memory import give_back
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
-from polopt.rollout.measure import rollout_metrics
+from polopt.rollout.measure import rollout_metrics, staleness
 from polopt.rollout.pool import new_pool
 from polopt.rollout.recall import no_responses, remember
 from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
-from polopt.train.evaluate import evaluation, views
+from polopt.train.evaluate import views
+from polopt.train.handover import Handover
 from polopt.train.micro_batches import MicroBatches, in_layouts
 from polopt.train.models import first_params, parts, roles, together
-from polopt.train.parallel import Parallel, choose
+from polopt.train.parallel import Parallel, forms
 from polopt.train.policy import Policy, adapted, instructed, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
+from polopt.train.rollouts import Rollouts
 from polopt.train.rows import assign_steps
 from polopt.train.scoring import Scoring
 from polopt.train.served import serve
@@ -84,7 +86,9 @@ def train(
     """
     alg = scale(algorithm, config)
     config = resolve(config, alg)
-    parallel = choose(config.parallel, config.devices, config.mesh)
+    parallel, sampling = forms(
+        config.parallel, config.devices, config.mesh, config.sample_devices, config.sample_mesh
+    )
     with parallel.loading():
         policy = adapted(policy or load_policy(config.model, config.compute_dtype), config)
         if isinstance(policy.model, LoraModel):
@@ -92,13 +96,15 @@ def train(
         teacher = teacher_of(alg, config, policy, teacher)
     for placed in filter(None, (policy, teacher)):
         parallel.check(placed.model.config, placed.params)
+        sampling.check(placed.model.config, placed.params)
     with contextlib.ExitStack() as held:
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
         policy = instructed(policy, config.system, task.instruction)
         config = dataclasses.replace(config, system=policy.tokenizer.system)
         record = held.enter_context(open_record(config))
         stop = held.enter_context(stop_on_signals())
-        run = Run(config, alg, policy, parallel, task, record, Fanout([record, *sinks]), teacher)
+        sink = Fanout([record, *sinks])
+        run = Run(config, alg, policy, parallel, task, record, sink, teacher, sampling)
         return run.go(stop)
 
 
@@ -115,6 +121,7 @@ class Run:
         record: Record,
         sink: Fanout,
         teacher: Policy | None = None,
+        sampling: Parallel | None = None,
     ) -> None:
         """Compile nothing yet; see `train`. `config` is resolved."""
         assert config.prompts is not None
@@ -135,22 +142,19 @@ class Run:
         self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
-        key = jax.random.key(config.seed)
-        self.sample_key, self.eval_key, self.piece_key, self.companion_key = (
-            jax.random.fold_in(key, i) for i in (0, 1, 2, 5)
-        )
+        self.piece_key = jax.random.fold_in(jax.random.key(config.seed), 2)
         collector = collector_of(
             policy, task, alg.sampling, config.max_new_tokens, config.temperature
         )
         room = min(module.config.max_length for module in self.roles.modules.values())
-        self.collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
+        collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
         packed = packs(config, policy)
         groups = -(-self.prompts // alg.update.minibatches)
         self.micro_batches = MicroBatches(
             rows=groups * self.group_size,
             parts=parallel.parts,
             group_size=self.group_size,
-            completion=self.collector.room,
+            completion=collector.room,
             packed=packed,
             most_rows=config.micro_batch,
             most_tokens=config.micro_tokens,
@@ -158,23 +162,33 @@ class Run:
         self.scoring = Scoring(self.roles, policy, parallel, self.micro_batches)
         decoding, served = decoding_of(config), None
         if config.server is not None:
-            served = serve(config, policy, decoding, self.collector, parallel)
-        self.samplers = make_samplers(
+            served = serve(config, policy, decoding, collector, parallel)
+        sampling = sampling or parallel
+        samplers = make_samplers(
             policy,
             self.roles.modules,
             decoding,
-            self.collector,
-            parallel,
+            collector,
+            sampling,
             slots=config.lanes,
             large=packed,
             served=served,
         )
-        self.sampler = self.samplers.policy
+        handover = Handover(parallel, sampling)
+        self.rollouts = Rollouts(
+            collector, samplers, handover, prompts=self.prompts, seed=config.seed
+        )
 
     # ------------------------------------------------------------ the order of things
 
     def go(self, stop: StopRequest) -> Summary:
         """Run to the last step or to the next safe point after a stop request."""
+        try:
+            return self._go(stop)
+        finally:
+            self.rollouts.drop()
+
+    def _go(self, stop: StopRequest) -> Summary:
         config, now = self.config, self._resume()
         self.sink.start(
             config,
@@ -183,7 +197,7 @@ class Run:
                 "devices": self.parallel.devices,
                 "resumed_from": now.step,
                 "loss": repr(self.alg.trajectory),
-                "sampler": "here" if self.config.server is None else str(self.sampler),
+                "sampler": "here" if config.server is None else str(self.rollouts.samplers.policy),
             },
         )
         if now.saved < 0:
@@ -191,10 +205,9 @@ class Run:
             self._save(now)
         while now.step < config.steps and not stop:
             self._step(now)
-            due = config.eval_every and now.step % config.eval_every == 0
-            if due or now.step == config.steps:
+            if _due(config.eval_every, now.step) or now.step == config.steps:
                 now.last = self._evaluate(now)
-            if config.checkpoint_every and now.step % config.checkpoint_every == 0:
+            if _due(config.checkpoint_every, now.step):
                 self._save(now)
         if now.saved < now.step:
             self._save(now)
@@ -213,27 +226,32 @@ class Run:
     def _step(self, now: Progress) -> None:
         start = time.perf_counter()
         given = self._given(now)
-        rollout = self._rollout(now, given)
+        everyone = together(given, now.state.params)
+        rollout = self.rollouts.take(everyone, now.step, now.cursor, now.pool)
+        pool = rollout.pool
+        if self.roles.drift:
+            pool = remember(pool, rollout.trajectories)
+        if self._draws_ahead(now.step + 1):
+            self.rollouts.begin(everyone, now.step, rollout.cursor, pool)
         give_back()
         sampled = time.perf_counter()
         trajectories = self._score(now, given, rollout)
-        routed = self.scoring.routed(together(given, now.state.params)["policy"], trajectories)
+        routed = self.scoring.routed(everyone["policy"], trajectories)
         scored = time.perf_counter()
         info = self._update(now, given, trajectories)
         give_back()
         end = time.perf_counter()
-        now.step, now.cursor, now.pool = now.step + 1, rollout.cursor, rollout.pool
-        if self.roles.drift:
-            now.pool = remember(now.pool, rollout.trajectories)
+        now.step, now.cursor, now.pool = now.step + 1, rollout.cursor, pool
         if now.average:
             now.average = self.blend(now.average, now.state.params["policy"])
         metrics = {
             **rollout_metrics(rollout.trajectories),
+            "rollout/staleness": staleness(rollout.trajectories, now.step - 1),
             **routed,
             **info,
             "update/learning_rate": self._learning_rate(now),
-            "time/sample": rollout.seconds["sample"],
-            "time/reward": rollout.seconds["reward"],
+            **{f"time/{name}": seconds for name, seconds in rollout.seconds.items()},
+            "time/wait": sampled - start,
             "time/score": scored - sampled,
             "time/update": end - scored,
             "time/step": end - start,
@@ -245,23 +263,20 @@ class Run:
         shown = list(range(0, len(rollout.examples), self.group_size))[:SAMPLES_SHOWN]
         self.sink.samples(now.step, views(rollout, shown))
 
-    # ------------------------------------------------------------ rollout and evaluation
+    def _draws_ahead(self, step: int) -> bool:
+        """Whether the rollout of a step is drawn before the step before it has moved the weights.
 
-    def _rollout(self, now: Progress, given: Params) -> Rollout:
-        params = together(given, now.state.params)
-        version = self.samplers.ready(params["policy"], now.step)
-        writers = self.samplers.writers(params, self.sample_key, self.companion_key, version)
-        return self.collector.collect(writers, self.prompts, now.cursor, now.pool)
+        Not across a checkpoint, which then is all that a resumed run needs.
+        """
+        config = self.config
+        due = _due(config.checkpoint_every, step) or _due(config.eval_every, step)
+        return bool(config.sample_devices) and step < config.steps and not due
 
     def _evaluate(self, now: Progress) -> Mapping[str, float] | None:
         if not self.task.held_out:
             return None
-        start = time.perf_counter()
-        params = together(self.given, now.state.params)["policy"]
-        self.samplers.ready(params, now.step)
-        sample = functools.partial(self.sampler, params, self.eval_key)
-        metrics, shown = evaluation(self.collector, sample, self.task.held_out, SAMPLES_SHOWN)
-        metrics["time/eval"] = time.perf_counter() - start
+        policy = together(self.given, now.state.params)["policy"]
+        metrics, shown = self.rollouts.evaluate(policy, now.step, self.task.held_out, SAMPLES_SHOWN)
         self.sink.evaluation(now.step, metrics)
         self.sink.samples(now.step, shown)
         return metrics
@@ -352,7 +367,7 @@ class Run:
         prompts = self.task.size or 0
         pool = new_pool(self.alg.sampling, prompts)
         if self.roles.drift:
-            pool |= no_responses(prompts, self.collector.room)
+            pool |= no_responses(prompts, self.rollouts.collector.room)
         return Progress(state or self._start(), pool=pool, average=self.start if ema else {})
 
     @functools.cached_property
@@ -379,6 +394,10 @@ class Run:
 
     def _path(self, step: int) -> Path:
         return checkpoint.path_of(self.record.checkpoints, step)
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _blend(share: float, average: Params, policy: Params) -> Params:

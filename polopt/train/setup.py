@@ -43,14 +43,15 @@ def scale(method: Algorithm | Callable[..., Algorithm], config: TrainConfig) -> 
 
     Groups have at most 8 members, a batch at most 4 epochs of at most 4 optimiser steps, and no
     more steps than groups. A factory that takes `max_length` gets the run's `max_new_tokens`, and
-    its `cache` a fifth of that, as in DAPO's paper (4,096 of 20,480). Where a server samples, the
-    method is corrected for it (`polopt.rollout.server.corrected`). `config.set` comes last.
+    its `cache` a fifth of that, as in DAPO's paper (4,096 of 20,480). Where a server samples, or a
+    rollout is drawn ahead of the weights that learn from it, the method is corrected for it
+    (`polopt.rollout.server.corrected`). `config.set` comes last.
 
     Raises:
       UsageError: `config.set` names nothing, or `config.minibatches` is more than the groups.
     """
     alg = method if isinstance(method, Algorithm) else _build(method, config.max_new_tokens)
-    if config.server and config.server_corrected:
+    if (config.server and config.server_corrected) or config.sample_devices:
         alg = corrected(alg)
     update, sampling = alg.update, alg.sampling
     group = config.group_size or min(sampling.group_size, LARGEST_GROUP)

@@ -35,6 +35,13 @@ class Samplers:
     other: Compiled | None = None
     companion: Compiled | None = None
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Names of the models whose parameters `writers` needs."""
+        mixture, spec = self.sampling.mixture, self.sampling.companion
+        others = [mixture.policy] if mixture else []
+        return tuple(dict.fromkeys(["policy", *others, *([spec.policy] if spec else [])]))
+
     def ready(self, params: Any, step: int) -> int:
         """See to it that the policy's weights are where it is sampled.
 

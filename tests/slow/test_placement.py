@@ -70,6 +70,7 @@ VARIANTS = {
     "packed, by an engine of few lanes": {"pack": "always", "lanes": 8},
     "in micro-batches, recomputed": {"micro_batch": 1, "remat": True},
     "packed, within a bound on tokens": {"pack": "always", "micro_tokens": 24},
+    "sampled on another mesh": {"sample_mesh": ("data=4", "tensor=2")},
     "adapters over a quantised base": {"lora_rank": 2, "quantise": "int8"},
     "experts": {
         "shape": dataclasses.replace(WIDE, experts=Experts(count=4, chosen=2, size=8)),

@@ -1,6 +1,7 @@
 """A run is a function of its configuration, however often it is killed on the way."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 import signal
@@ -23,6 +24,7 @@ from polopt.rollout.collect import Cursor
 from polopt.train import checkpoint
 from polopt.train.config import to_json
 from polopt.train.loop import train
+from polopt.train.models import together
 from polopt.train.record import unknown_keys
 from polopt.train.state import MAX_SKIPPED, Progress, arrays
 from polopt.train.stop import StopRequest
@@ -157,12 +159,12 @@ def test_a_run_killed_inside_a_batch_repeats_it(straight, tmp_path, call):
 
 def test_a_run_killed_in_its_first_evaluation_starts_again(on_one, tmp_path):
     run, expected = on_one
-    sampler = run.sampler
-    run.sampler = lambda *args: kill_at(0).step(0, {})
+    evaluate = run.rollouts.evaluate
+    run.rollouts.evaluate = lambda *args: kill_at(0).step(0, {})
     try:
         killed(run, tmp_path)
     finally:
-        run.sampler = sampler
+        run.rollouts.evaluate = evaluate
     assert not any((tmp_path / "checkpoints").iterdir())
     go(run, tmp_path)
     assert_same_run(run, tmp_path, expected)
@@ -290,7 +292,8 @@ def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
     run, _ = on_one
     now = Progress(state=run._start(), cursor=Cursor())
     given = run._fixed()
-    batch = run._score(now, given, run._rollout(now, given))
+    everyone = together(given, now.state.params)
+    batch = run._score(now, given, run.rollouts.take(everyone, 0, now.cursor, now.pool))
     step_of = np.zeros(len(batch.id), np.int32)
     credit = []
     for step in (0, 0, 1):
@@ -373,16 +376,16 @@ def test_what_cannot_be_done_is_said_before_a_folder_is_made(tmp_path):
 def test_a_run_without_a_finite_gradient_stops(on_one, tmp_path):
     """Rewards whose squares overflow: nothing moves, and the tenth step in a row is the last."""
     run, _ = on_one
-    before = run.config, run.collector
+    before = run.config, run.rollouts.collector
     sides = itertools.cycle([1e30, -1e30])  # of the two members of each group
     huge = toy.task(reward=lambda *_: {"correct": next(sides), "short": 0})
     run.config = dataclasses.replace(run.config, steps=30, checkpoint_every=4)
-    run.collector = dataclasses.replace(run.collector, task=huge)
+    run.rollouts.collector = dataclasses.replace(before[1], task=huge)
     try:
         with pytest.raises(PoloptError, match="10 steps in a row had no finite") as error:
             go(run, tmp_path)
     finally:
-        run.config, run.collector = before
+        run.config, run.rollouts.collector = before
     assert "\n" not in str(error.value)
     lines, _ = left_behind(tmp_path)
     steps = lines[1:]
@@ -402,16 +405,15 @@ def test_tokens_belong_to_ids_not_to_places(straight):
     run, _ = straight
     params = run.parallel.place(run._start()).params["policy"]
     P, G = run.config.prompts, run.config.group_size
-    tokens, lengths = run.collector.prompts([toy.example(i, i) for i in range(P)])
+    tokens, lengths = run.rollouts.collector.prompts([toy.example(i, i) for i in range(P)])
     ids = np.arange(40, 40 + P * G, dtype=np.int32).reshape(P, G)
     order = np.random.default_rng(0).permutation(P)
-    plain = jax.device_get(run.sampler(params, run.sample_key, tokens, lengths, ids))
-    mixed = jax.device_get(
-        run.sampler(params, run.sample_key, tokens[order], lengths[order], ids[order])
-    )
+    sample = functools.partial(run.rollouts.samplers.policy, params, jax.random.key(0))
+    plain = jax.device_get(sample(tokens, lengths, ids))
+    mixed = jax.device_get(sample(tokens[order], lengths[order], ids[order]))
     rows = (order[:, None] * G + np.arange(G)).reshape(-1)
     np.testing.assert_array_equal(mixed.tokens, plain.tokens[rows])
     np.testing.assert_array_equal(mixed.length, plain.length[rows])
-    fewer = jax.device_get(run.sampler(params, run.sample_key, tokens[1:], lengths[1:], ids[1:]))
+    fewer = jax.device_get(sample(tokens[1:], lengths[1:], ids[1:]))
     np.testing.assert_array_equal(fewer.tokens, plain.tokens[G:])
     assert len(np.unique(plain.tokens, axis=0)) >= P

@@ -19,7 +19,7 @@ from polopt.reward import group_mean_baseline, outcome_return
 from polopt.tasks import Example, Task
 from polopt.train.config import TrainConfig
 from polopt.train.loop import Run
-from polopt.train.parallel import choose
+from polopt.train.parallel import forms
 from polopt.train.policy import Policy, adapted
 from polopt.train.record import open_record
 from polopt.train.setup import pool_of, resolve, scale
@@ -170,10 +170,16 @@ def make_run(algorithm, settings, on=None, teacher=None):
     """A run whose compiled functions can be used for many folders: see `go`."""
     alg = scale(algorithm, settings)
     settings = resolve(settings, alg)
-    parallel = choose(settings.parallel, settings.devices, settings.mesh)
+    parallel, sampling = forms(
+        settings.parallel,
+        settings.devices,
+        settings.mesh,
+        settings.sample_devices,
+        settings.sample_mesh,
+    )
     problems = pool_of(on or task(), alg, settings)
     start = adapted(policy(), settings)
-    return Run(settings, alg, start, parallel, problems, None, None, teacher)
+    return Run(settings, alg, start, parallel, problems, None, None, teacher, sampling)
 
 
 def go(run, folder, *sinks, stop=None):

@@ -1,4 +1,4 @@
-"""The form that a configuration asks for."""
+"""The forms that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,38 @@ from polopt.train.parallel.form import Parallel
 from polopt.train.parallel.jit import Jit
 from polopt.train.parallel.mesh import Sharded, make_mesh, read_sizes
 from polopt.train.parallel.pmap import Pmap
+
+
+def forms(
+    kind: str,
+    devices: int | None,
+    mesh: Sequence[str] = (),
+    sample_devices: int | None = None,
+    sample_mesh: Sequence[str] = (),
+) -> tuple[Parallel, Parallel]:
+    """The form of training, and that of sampling; one for both unless something else is asked for.
+
+    Args:
+      kind, devices, mesh: as in `choose`; `devices` are those of both.
+      sample_devices: of them, the last so many sample, and do nothing else.
+      sample_mesh: sizes of the mesh of those that sample; all along "data" if not given.
+
+    Raises:
+      PoloptError: as `choose`, or there is no device left to learn.
+    """
+    if not (sample_devices or sample_mesh):
+        one = choose(kind, devices, mesh)
+        return one, one
+    there = jax.local_devices()[: _count(devices, jax.local_device_count())]
+    rest = len(there) - (sample_devices or 0)
+    if rest < 1:
+        raise PoloptError(
+            f"sample_devices={sample_devices} leaves none of {len(there)} devices to learn: give "
+            "fewer"
+        )
+    sizes = read_sizes(sample_mesh or ("data=-1",), "sample_mesh")
+    where = there[rest:] if sample_devices else there
+    return choose(kind, rest, mesh), Sharded(make_mesh(sizes, where, "sample_mesh"))
 
 
 def choose(kind: str, devices: int | None, mesh: Sequence[str] = ()) -> Parallel:

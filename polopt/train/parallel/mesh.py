@@ -93,7 +93,8 @@ class Sharded:
 
     def place(self, tree: Any) -> Any:
         """Each leaf cut as its name says."""
-        return jax.device_put(tree, self.shardings(tree))
+        # Copied, even where it lies there already: what is placed may be donated.
+        return jax.device_put(tree, self.shardings(tree), may_alias=False)
 
     def build(self, make: Callable[..., Any], *args: Any) -> Any:
         """Made of what is placed, so that no device has more than its part at any time."""
@@ -202,8 +203,10 @@ def _shapes(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(shape, jax.eval_shape(lambda x: x, tree), shardings)
 
 
-def read_sizes(items: Sequence[str]) -> dict[str, int]:
+def read_sizes(items: Sequence[str], option: str = "mesh") -> dict[str, int]:
     """Sizes of a mesh, as `("data=2", "fsdp=-1")`; axes that are not named have size 1.
+
+    Complaints name the `option`.
 
     >>> read_sizes(("fsdp=-1", "tensor=2"))
     {'data': 1, 'fsdp': -1, 'tensor': 2, 'sequence': 1}
@@ -216,25 +219,26 @@ def read_sizes(items: Sequence[str]) -> dict[str, int]:
         name, _, text = item.partition("=")
         if name not in MESH_AXES or name in sizes:
             again = "is given twice" if name in sizes else "is no axis"
-            raise UsageError(f"mesh: {name!r} {again}: accepted are {', '.join(MESH_AXES)}")
+            raise UsageError(f"{option}: {name!r} {again}: accepted are {', '.join(MESH_AXES)}")
         digits = text.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and (int(text) >= 1 or int(text) == -1)):
             raise UsageError(
-                f"mesh: {item!r} is no size: accepted are {name}=1 and up, and {name}=-1 for all "
-                "devices that the others leave"
+                f"{option}: {item!r} is no size: accepted are {name}=1 and up, and {name}=-1 for "
+                "all devices that the others leave"
             )
         sizes[name] = int(text)
     if list(sizes.values()).count(-1) > 1:
-        raise UsageError("mesh: more than one axis is -1, and only one can have what is left")
+        raise UsageError(f"{option}: more than one axis is -1, and only one can have what is left")
     return {name: sizes.get(name, 1) for name in MESH_AXES}
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any], option: str = "mesh") -> Mesh:
     """A mesh over all of `devices`, which may be of a topology that is not here.
 
     Args:
       sizes: of all axes, as `read_sizes` gives them.
       devices: as many as the sizes multiply to.
+      option: that a complaint names.
 
     Raises:
       PoloptError: more or fewer devices than that.
@@ -245,8 +249,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     if math.prod(filled.values()) != len(devices):
         asked = " x ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
         raise PoloptError(
-            f"mesh: {asked or 'one device'} does not make {len(devices)} devices: give sizes whose "
-            "product that is (one may be -1), or other devices (--devices)"
+            f"{option}: {asked or 'one device'} does not make {len(devices)} devices: give sizes "
+            "whose product that is (one may be -1), or other devices (--devices)"
         )
     shape = tuple(filled[name] for name in MESH_AXES)
     # In the order of the axes: the last ones talk most, and get the neighbours.
