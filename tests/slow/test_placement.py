@@ -2,16 +2,22 @@
 
 import dataclasses
 
+import chex
 import jax
+import numpy as np
 import pytest
-from train import test_mesh, toy
+from jax.sharding import PartitionSpec
+from train import toy
 from train.toy import config
 
-from polopt.algorithm import Algorithm
 from polopt.algorithms import grpo
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.models.config import Experts
+from polopt.train import checkpoint
+from polopt.train.parallel import Sharded
 from polopt.train.policy import Policy
+from polopt.train.record import read_metrics
+from polopt.train.state import arrays
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -25,12 +31,8 @@ WIDE = DecoderConfig(
     mlp_size=16,
     max_length=64,
 )
-MESHES = {
-    "data fsdp tensor": ("data=2", "fsdp=2", "tensor=2"),
-    "fsdp": ("fsdp=8",),
-    "tensor beyond the key heads": ("fsdp=2", "tensor=4"),
-    "sequence": ("data=2", "fsdp=2", "sequence=2"),
-}
+MESH, SEQUENCE = ("data=2", "fsdp=2", "tensor=2"), ("data=2", "fsdp=2", "sequence=2")
+BEYOND_KEY_HEADS = ("fsdp=2", "tensor=4")
 
 
 def policy_of(shape):
@@ -47,43 +49,101 @@ def runs(monkeypatch, folder, algorithm=grpo, shape=WIDE, **settings):
     return run, folder
 
 
+def saved(run, folder):
+    return checkpoint.restore(folder / "checkpoints", arrays(run._shapes))
+
+
+def assert_same_run(found, expected, atol=1e-5):
+    """The same tokens, and losses and parameters that differ by rounding."""
+    (run, folder), (other, wanted) = found, expected
+    assert toy.left_behind(folder)[1] == toy.left_behind(wanted)[1]
+    for row, like in zip(read_metrics(folder), read_metrics(wanted), strict=True):
+        assert row.keys() == like.keys()
+        if row["step"]:
+            for name in ("policy/loss", "reward/mean", "rollout/length"):
+                np.testing.assert_allclose(row[name], like[name], atol=atol, err_msg=name)
+            np.testing.assert_allclose(row["update/grad_norm"], like["update/grad_norm"], rtol=1e-4)
+    params, like = (
+        jax.device_get(saved(*each)[1]["params"]) for each in ((run, folder), (other, wanted))
+    )
+    chex.assert_trees_all_close(params, like, rtol=0, atol=atol)
+
+
+TWENTY = {"steps": 20, "learning_rate": 1e-3}
+
+
 @pytest.fixture(scope="module")
 def twenty(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        return runs(patch, tmp_path_factory.mktemp("one"), steps=20, learning_rate=1e-3)
+        return runs(patch, tmp_path_factory.mktemp("one"), parallel="jit", **TWENTY)
 
 
-def test_twenty_steps_on_eight_devices_by_pmap(twenty, tmp_path, monkeypatch):
-    found = runs(monkeypatch, tmp_path, steps=20, learning_rate=1e-3, parallel="pmap", devices=8)
-    test_mesh.assert_same_run(found, twenty)
+@pytest.fixture(scope="module")
+def on_mesh(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("mesh")
+        return runs(patch, folder, parallel="mesh", mesh=MESH, **TWENTY)
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_twenty_steps_on_a_mesh(twenty, name, tmp_path, monkeypatch):
-    found = runs(
-        monkeypatch, tmp_path, steps=20, learning_rate=1e-3, parallel="mesh", mesh=MESHES[name]
-    )
-    test_mesh.assert_same_run(found, twenty)
+def test_twenty_steps_on_a_mesh(twenty, on_mesh):
+    assert isinstance(on_mesh[0].parallel, Sharded)
+    assert_same_run(on_mesh, twenty)
+    start = policy_of(WIDE).params
+    after = saved(*twenty)[1]["params"]["policy"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after, start)
+    assert min(jax.tree.leaves(moved)) > 1e-4  # or there would be nothing to compare
+    assert on_mesh[0].update._jitted._cache_size() == 1
 
 
+def test_a_checkpoint_of_a_mesh_is_read_on_one_device_and_the_reverse(twenty, on_mesh):
+    (meshed, there), (single, here) = on_mesh, twenty
+    whole = saved(single, there)[1]
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(whole))
+    toy.assert_same_tree(whole["params"], jax.device_get(saved(meshed, there)[1]["params"]))
+    cut, expected = saved(meshed, here)[1], saved(single, here)[1]
+    toy.assert_same_tree(jax.device_get(cut["opt_state"]), expected["opt_state"])
+    kernel = cut["params"]["policy"]["layers"]["0"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec("fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"parallel": "pmap", "devices": 8}, {"parallel": "mesh", "mesh": SEQUENCE}],
+    ids=["pmap", "sequence"],
+)
+def test_twenty_steps_otherwise(twenty, form, tmp_path, monkeypatch):
+    assert_same_run(runs(monkeypatch, tmp_path, **form, **TWENTY), twenty)
+
+
+# What is run, and the mesh on which it is.
 VARIANTS = {
-    "packed, by an engine of few lanes": {"pack": "always", "lanes": 8},
-    "in micro-batches, recomputed": {"micro_batch": 1, "remat": True},
-    "packed, within a bound on tokens": {"pack": "always", "micro_tokens": 24},
-    "sampled on another mesh": {"sample_mesh": ("data=4", "tensor=2")},
-    "adapters over a quantised base": {"lora_rank": 2, "quantise": "int8"},
-    "experts": {
-        "shape": dataclasses.replace(WIDE, experts=Experts(count=4, chosen=2, size=8)),
-    },
-    "memory, a reference and several steps": {"algorithm": toy.remembering()},
+    "packed, within a bound on tokens, by an engine of few lanes": (
+        {"pack": "always", "micro_tokens": 24, "lanes": 8},
+        {"mesh": MESH},
+    ),
+    "in micro-batches, recomputed, sampled on another mesh": (
+        {"micro_batch": 1, "remat": True},
+        {"mesh": MESH, "sample_mesh": ("data=4", "tensor=2")},
+    ),
+    "adapters over a quantised base": (
+        {"lora_rank": 2, "quantise": "int8"},
+        {"mesh": ("fsdp=8",)},
+    ),
+    "experts": (
+        {"shape": dataclasses.replace(WIDE, experts=Experts(count=4, chosen=2, size=8))},
+        {"mesh": MESH},
+    ),
+    "memory, a reference and several steps": (
+        {"algorithm": toy.remembering()},
+        {"mesh": BEYOND_KEY_HEADS},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_a_run_on_a_mesh(name, tmp_path, monkeypatch):
-    assert isinstance(toy.remembering(), Algorithm)
-    how = {"steps": 3, "learning_rate": 1e-3, **VARIANTS[name]}
+    settings, mesh = VARIANTS[name]
+    how = {"steps": 3, "learning_rate": 1e-3, **settings}
     one = runs(monkeypatch, tmp_path / "one", **how)
-    mesh = MESHES["data fsdp tensor"]
-    found = runs(monkeypatch, tmp_path / "mesh", parallel="mesh", mesh=mesh, **how)
-    test_mesh.assert_same_run(found, one)
+    found = runs(monkeypatch, tmp_path / "mesh", parallel="mesh", **mesh, **how)
+    assert_same_run(found, one)

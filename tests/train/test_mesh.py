@@ -16,81 +16,13 @@ from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.rollout.draw import Decoding
 from polopt.rollout.sampler import generate
-from polopt.train import checkpoint
 from polopt.train.loop import train
-from polopt.train.parallel import Jit, Sharded, choose, make_mesh
+from polopt.train.parallel import Jit, choose, make_mesh
 from polopt.train.parallel.mesh import read_sizes
-from polopt.train.record import read_metrics
-from polopt.train.state import arrays
 from train import toy
-from train.toy import config, go, make_run
+from train.toy import config
 
 SIZES = ("data=2", "fsdp=2", "tensor=2")
-
-
-def runs(form, folder, **changes):
-    """A run and what it leaves."""
-    run = make_run(grpo, config(group_size=4, **form, **changes))
-    go(run, folder)
-    return run, folder
-
-
-@pytest.fixture(scope="module")
-def on_one(tmp_path_factory):
-    return runs({"parallel": "jit"}, tmp_path_factory.mktemp("jit"), steps=2)
-
-
-@pytest.fixture(scope="module")
-def on_mesh(tmp_path_factory):
-    return runs({"parallel": "mesh", "mesh": SIZES}, tmp_path_factory.mktemp("mesh"), steps=2)
-
-
-def saved(run, folder):
-    return checkpoint.restore(folder / "checkpoints", arrays(run._shapes))
-
-
-def assert_same_run(found, expected, atol=1e-5):
-    """The same tokens, and losses and parameters that differ by rounding."""
-    (run, folder), (other, wanted) = found, expected
-    assert toy.left_behind(folder)[1] == toy.left_behind(wanted)[1]
-    for row, like in zip(read_metrics(folder), read_metrics(wanted), strict=True):
-        assert row.keys() == like.keys()
-        if row["step"]:
-            for name in ("policy/loss", "reward/mean", "rollout/length"):
-                np.testing.assert_allclose(row[name], like[name], atol=atol, err_msg=name)
-            np.testing.assert_allclose(row["update/grad_norm"], like["update/grad_norm"], rtol=1e-4)
-    params, like = (
-        jax.device_get(saved(*each)[1]["params"]) for each in ((run, folder), (other, wanted))
-    )
-    chex.assert_trees_all_close(params, like, rtol=0, atol=atol)
-
-
-@pytest.mark.slow
-def test_two_steps_on_a_mesh_are_two_steps_on_one_device(on_mesh, on_one):
-    assert isinstance(on_mesh[0].parallel, Sharded)
-    assert_same_run(on_mesh, on_one)
-    moved = jax.tree.map(
-        lambda a, b: np.abs(a - b).max(), saved(*on_one)[1]["params"]["policy"], toy.params()
-    )
-    assert min(jax.tree.leaves(moved)) > 1e-4  # or there would be nothing to compare
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_a_mesh_is_read_on_one_device_and_the_reverse(on_mesh, on_one):
-    (meshed, there), (single, here) = on_mesh, on_one
-    whole = saved(single, there)[1]
-    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(whole))
-    toy.assert_same_tree(whole["params"], jax.device_get(saved(meshed, there)[1]["params"]))
-    cut = saved(meshed, here)[1]
-    toy.assert_same_tree(jax.device_get(cut["opt_state"]), saved(single, here)[1]["opt_state"])
-    kernel = cut["params"]["policy"]["layers"]["0"]["mlp"]["up"]["kernel"]
-    assert kernel.sharding.spec == P("fsdp", "tensor")
-
-
-@pytest.mark.slow
-def test_a_steady_run_on_a_mesh_compiles_its_update_once(on_mesh):
-    run, _ = on_mesh
-    assert run.update._jitted._cache_size() == 1
 
 
 def test_the_same_tokens_are_drawn_on_a_mesh():
