@@ -17,11 +17,12 @@ from flax import nnx
 from jax import Array
 
 from polopt.errors import PoloptError
-from polopt.models import intercept
-from polopt.models.attention import KeyValue, Rule, attention, near
+from polopt.models import attends, intercept
+from polopt.models.attention import KeyValue
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
 from polopt.models.experts import Routing
+from polopt.models.kernels import KINDS, XLA
 from polopt.models.layout import Layout
 from polopt.models.spread import on_heads
 from polopt.types import record
@@ -51,6 +52,11 @@ class LanguageModel:
         softmax and all results are float32; `params` may have either type.
       quantised: what `params` hold of the layers' matrices, if not their numbers:
         `polopt.models.quantise.quantise` makes such a handle, and its parameters.
+      attention: which code computes it, one of `polopt.models.kernels.KINDS`: the same numbers, up
+        to rounding.
+
+    Raises:
+      PoloptError: another `compute_dtype` or `attention`.
 
     >>> config = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=2, num_heads=2,
     ...                        num_kv_heads=1, head_dim=8, mlp_size=32, max_length=128)
@@ -63,13 +69,14 @@ class LanguageModel:
     config: DecoderConfig
     compute_dtype: str = "float32"
     quantised: str | None = None
+    attention: str = XLA
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in _DTYPES:
-            raise PoloptError(
-                f"LanguageModel.compute_dtype is {self.compute_dtype!r}: "
-                f"accepted are {' and '.join(_DTYPES)}"
-            )
+        for name, accepted in (("compute_dtype", _DTYPES), ("attention", KINDS)):
+            if (value := getattr(self, name)) not in accepted:
+                raise PoloptError(
+                    f"LanguageModel.{name} is {value!r}: accepted are {', '.join(accepted)}"
+                )
 
     def init(self, key: Array) -> Params:
         """Random float32 weights: a nested dict, layers under `params["layers"]["0"]` and on."""
@@ -97,7 +104,8 @@ class LanguageModel:
         N, T = self._check(tokens, "hidden")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
-        return self._run(params, tokens, positions, _attend_causal, remat=remat)[0]
+        attend = attends.causal(self.attention)
+        return self._run(params, tokens, positions, attend, remat=remat)[0]
 
     def states(self, params: Params, layout: Layout, *, remat: bool = False) -> Array:
         """The forward pass over a layout: each prompt once, and what follows it packed.
@@ -114,7 +122,8 @@ class LanguageModel:
         self._check(layout.prompt, "states")
         prompt, last = self.prefill(params, layout.prompt, layout.prompt_length, remat=remat)
         positions = _after(prompt, layout.tokens.shape[0]) + layout.place
-        attend = _attend_packed(prompt, positions, jnp.asarray(layout.segment))
+        segment = jnp.asarray(layout.segment)
+        attend = attends.packed(self.attention, prompt.length, positions, segment)
         memory = prompt.cache
         hidden = self._run(params, layout.tokens, positions, attend, memory, remat=remat)[0]
         parts = [x.reshape(*shards, -1, x.shape[-1]) for x in (last, hidden)]
@@ -124,7 +133,7 @@ class LanguageModel:
         """Where every layer with experts sends each of `tokens i32[N,T]`; () without experts."""
         N, T = self._check(tokens, "routing")
         positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
-        return self._run(params, tokens, positions, _attend_causal)[2]
+        return self._run(params, tokens, positions, attends.causal(self.attention))[2]
 
     def unembedding(self, params: Params) -> Array:
         """[V,D]: the output matrix, tied or not; logits are `hidden @ unembedding.T`."""
@@ -169,7 +178,8 @@ class LanguageModel:
         """
         P, S = self._check(tokens, "prefill")
         positions = jnp.broadcast_to(jnp.arange(S)[None], (P, S))
-        hidden, cache = self._run(params, tokens, positions, _attend_and_keep, remat=remat)[:2]
+        attend = attends.keeping(self.attention)
+        hidden, cache = self._run(params, tokens, positions, attend, remat=remat)[:2]
         end = jnp.maximum(lengths - 1, 0)[:, None, None]
         last = jnp.take_along_axis(hidden, end, 1)[:, 0]
         return Prompt(cache=cache, length=jnp.asarray(lengths)), last
@@ -216,8 +226,8 @@ class LanguageModel:
         rows = tokens.shape[0]
         place = jnp.broadcast_to(jnp.asarray(step if place is None else place), (rows,))
         memory = tuple(zip(prompt.cache, cache, strict=True))
-        attend = _attend_cached(prompt, step, place)
         positions = _after(prompt, rows) + place[:, None]
+        attend = attends.cached(self.attention, prompt.length, positions, step, place)
         hidden, cache, _ = self._run(params, tokens[:, None], positions, attend, memory)
         return cache, hidden[:, 0]
 
@@ -268,11 +278,12 @@ class ValueModel:
 
     config: DecoderConfig
     compute_dtype: str = "float32"
+    attention: str = XLA
 
     @property
     def decoder(self) -> LanguageModel:
         """The handle of the critic's decoder."""
-        return LanguageModel(self.config, self.compute_dtype)
+        return LanguageModel(self.config, self.compute_dtype, attention=self.attention)
 
     def init(self, key: Array, policy_params: Params | None = None) -> Params:
         """Weights whose values are all zero; the decoder is copied from the policy if given."""
@@ -319,64 +330,4 @@ def _init(model: LanguageModel, key: Array) -> Params:
 
 def _after(prompt: Prompt, rows: int) -> Array:
     """i32[N,1]: the position of each row's first own token."""
-    return jnp.repeat(prompt.length, rows // prompt.length.shape[0])[:, None]
-
-
-def _heads_first(k: Array, v: Array) -> KeyValue:
-    return k.swapaxes(1, 2), v.swapaxes(1, 2)
-
-
-def _back(T: int) -> Array:
-    """i32[1,T,T]: how many positions key s lies behind query t."""
-    return (jnp.arange(T)[:, None] - jnp.arange(T)[None])[None]
-
-
-def _attend_causal(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, None]:
-    # Padding on the right needs no mask: no real position comes after it.
-    return attention(q, _heads_first(k, v), near(_back(q.shape[1]), rule), rule), None
-
-
-def _attend_and_keep(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, KeyValue]:
-    kept = jax.tree.map(on_heads, _heads_first(k, v))
-    return attention(q, kept, near(_back(q.shape[1]), rule), rule), kept
-
-
-def _prompt_visible(prompt: Prompt, positions: Array, rule: Rule) -> Array:
-    """bool[N,T or 1,S]: what queries at `positions i32[N,T]` see of their prompts' real tokens."""
-    S = prompt.cache[0][0].shape[2]
-    length = _after(prompt, positions.shape[0])
-    real = (jnp.arange(S)[None] < length)[:, None, :]
-    if rule.window is None:
-        return real
-    return real & near(positions[:, :, None] - jnp.arange(S)[None, None], rule)
-
-
-def _attend_packed(prompt: Prompt, positions: Array, segment: Array) -> Attend:
-    """Tokens of bins: each sees its prompt, and its own continuation up to itself."""
-    together = segment[:, :, None] == segment[:, None, :]
-
-    def attend(q: Array, k: Array, v: Array, rule: Rule, shared: KeyValue) -> tuple[Array, None]:
-        visible = together & near(_back(q.shape[1]), rule)
-        seen = _prompt_visible(prompt, positions, rule)
-        return attention(q, _heads_first(k, v), visible, rule, shared, seen), None
-
-    return attend
-
-
-def _attend_cached(prompt: Prompt, step: Integers | int, place: Array) -> Attend:
-    positions = _after(prompt, place.shape[0]) + place[:, None]
-
-    def attend(q: Array, k: Array, v: Array, rule: Rule, memory: Any) -> tuple[Array, KeyValue]:
-        shared, own = memory
-        C = own[0].shape[2]
-        own = jax.tree.map(
-            lambda room, new: jax.lax.dynamic_update_slice_in_dim(room, new, step % C, axis=2),
-            own,
-            _heads_first(k, v),
-        )
-        age = (step - jnp.arange(C)) % C
-        visible = (near(age, rule)[None] & (age[None] <= place[:, None]))[:, None, :]
-        seen = _prompt_visible(prompt, positions, rule)
-        return attention(q, own, visible, rule, shared, seen), own
-
-    return attend
+    return attends.by_row(prompt.length, rows)

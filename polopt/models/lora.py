@@ -72,12 +72,12 @@ class LoraModel(LanguageModel):
     @classmethod
     def over(cls, base: LanguageModel, **how: Any) -> LoraModel:
         """Adapters over a model, quantised or not; `how` is rank, alpha and targets."""
-        return cls(base.config, base.compute_dtype, base.quantised, **how)
+        return cls(base.config, base.compute_dtype, base.quantised, base.attention, **how)
 
     @property
     def base_model(self) -> LanguageModel:
         """The model without its adapters."""
-        return LanguageModel(self.config, self.compute_dtype, self.quantised)
+        return LanguageModel(self.config, self.compute_dtype, self.quantised, self.attention)
 
     @property
     def fixed_unembedding(self) -> bool:

@@ -56,7 +56,9 @@ def head_axes(sizes: dict[str, int], heads: int) -> tuple[str, ...]:
     return both or _fitting(sizes, TENSOR, heads)
 
 
-def by_heads(attend: Callable[..., Array], *args: Any, rows: int, heads: int) -> Array:
+def by_heads(
+    attend: Callable[..., Array], *args: Any, rows: int, heads: int, opaque: bool = False
+) -> Array:
     """An attention `attend(*args) -> [N,T,H,d]`, whose devices have rows and heads of their own.
 
     Written out, as the compiler would gather what it cannot follow through reshapes.
@@ -67,11 +69,12 @@ def by_heads(attend: Callable[..., Array], *args: Any, rows: int, heads: int) ->
         four dimensions [rows,K,S,d] have heads second. A single row stands for all.
       rows: the fewest rows of an array that has its own; it divides those of the others.
       heads: K.
+      opaque: it has kernels, which the compiler can neither cut nor look into.
     """
     sizes = ambient()
     by_row = _fitting(sizes, ROWS, rows) or None
     by_head = head_axes(sizes, heads) or None
-    if by_row is None and by_head is None:
+    if by_row is None and by_head is None and not (opaque and sizes):
         return attend(*args)
 
     def spec(x: Array) -> PartitionSpec:
@@ -80,7 +83,8 @@ def by_heads(attend: Callable[..., Array], *args: Any, rows: int, heads: int) ->
 
     queries = PartitionSpec(by_row, None, by_head)
     specs = (queries, *(jax.tree.map(spec, other) for other in args[1:]))
-    return jax.shard_map(attend, in_specs=specs, out_specs=queries)(*args)
+    how = {"in_specs": specs, "out_specs": queries, "check_vma": not opaque}
+    return jax.shard_map(attend, **how)(*args)
 
 
 def by_tokens(apply: Callable[..., Array], tokens: Any, whole: Any) -> Array:

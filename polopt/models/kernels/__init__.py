@@ -1,0 +1,75 @@
+"""Which code computes attention: XLA's, or JAX's kernels for TPUs.
+
+A handle says it by its field `attention`, and it never depends on where the handle is traced: a
+program for a TPU may be compiled on a host without one.
+
+- "xla": `polopt.models.attention`, everywhere.
+- "splash": the kernels, where they cover a call; "xla" where they do not.
+- "emulated": what "splash" computes, step by step on any platform; for tests, as it is slow.
+
+The kernels cover the forward and backward pass of rows (training, scoring, reading prompts) of
+`SHORTEST` positions or more, whatever the head size, the group of query heads, the window, the
+soft cap and the type: shorter rows have few scores. They cover a decoding step if the head size is
+a multiple of `LANES`, as smaller heads would have their caches padded to it, and the caches hold
+`SHORTEST` tokens or more.
+"""
+
+from __future__ import annotations
+
+from polopt.errors import UsageError
+
+XLA, SPLASH, EMULATED = KINDS = ("xla", "splash", "emulated")
+AUTO = "auto"
+LANES = 128
+"""Numbers of a TPU's vector register."""
+SHORTEST = 128
+"""Positions from which on rows are computed by the kernels."""
+
+
+def choose(asked: str, platform: str) -> str:
+    """What computes attention on the devices of a run.
+
+    Args:
+      asked: "auto" for the kernels on TPUs and XLA elsewhere, "xla", or "splash".
+      platform: of the devices: "tpu", "cpu", "gpu".
+
+    Raises:
+      UsageError: the kernels, and no TPU to run them.
+
+    >>> choose("auto", "tpu"), choose("auto", "cpu"), choose("xla", "tpu")
+    ('splash', 'xla', 'xla')
+    """
+    if asked == AUTO:
+        return SPLASH if platform == "tpu" else XLA
+    if asked == SPLASH and platform != "tpu":
+        raise UsageError(
+            f"attention: splash needs TPUs, and the devices are {platform}: give xla or auto "
+            "(--attention)"
+        )
+    return asked
+
+
+def covers_rows(kind: str, positions: int) -> bool:
+    """Whether the kernels compute rows of so many positions."""
+    return kind != XLA and positions >= SHORTEST
+
+
+def covers_step(kind: str, head_dim: int, own: int) -> bool:
+    """Whether the kernels compute a decoding step with room for so many own tokens."""
+    return kind != XLA and head_dim % LANES == 0 and own >= SHORTEST
+
+
+def describe(kind: str, head_dim: int) -> str:
+    """In words, for people: what computes attention, and which part of it.
+
+    >>> describe("splash", 128)
+    'splash (rows of 128 positions or more, and decoding)'
+    >>> describe("splash", 64)
+    'splash (rows of 128 positions or more); xla decodes, as heads have 64 numbers'
+    """
+    if kind == XLA:
+        return kind
+    covered = f"{kind} (rows of {SHORTEST} positions or more"
+    if head_dim % LANES:
+        return f"{covered}); xla decodes, as heads have {head_dim} numbers"
+    return f"{covered}, and decoding)"

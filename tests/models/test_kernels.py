@@ -1,0 +1,146 @@
+"""Attention by the TPU's kernels, emulated, against XLA's over masks that are written out here."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polopt.errors import PoloptError, UsageError
+from polopt.models import DecoderConfig, LanguageModel
+from polopt.models.attention import Rule, attention
+from polopt.models.kernels import choose, splash
+
+PLAIN = Rule(scale=0.3, softcap=None, window=None)
+LOCAL = dataclasses.replace(PLAIN, window=150)  # longer than a block, and shorter than a row
+CAPPED = dataclasses.replace(PLAIN, softcap=2.0)
+H, K, D = 4, 2, 8
+TOLERANCE = 2e-5
+
+
+def draw(seed, *shapes):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+
+def seen(queries, keys, window):
+    """bool[..., queries, keys]: what is not ahead of a query, nor beyond its window."""
+    distance = queries[..., :, None] - keys
+    return (distance >= 0) & (distance < (window or 10**6))
+
+
+def assert_same(ours, reference, arrays, real):
+    """Results at real queries, and gradients of their weighted sum."""
+    weight = np.random.default_rng(0).normal(size=(*real.shape, H, D)) * real[..., None, None]
+
+    def both(fn):
+        def total(*arrays):
+            out = fn(*arrays)
+            return jnp.sum(out * weight), jnp.where(real[..., None, None], out, 0)
+
+        return jax.jit(jax.grad(total, range(len(arrays)), has_aux=True))(*arrays)
+
+    made, expected = both(ours), both(reference)
+    for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=TOLERANCE)
+        assert np.abs(y).max() > 0.1
+
+
+@pytest.mark.parametrize("rule", [PLAIN, LOCAL, CAPPED], ids=["plain", "local", "capped"])
+def test_rows_alone(rule):
+    T = 300  # two blocks and a part of a third
+    arrays = draw(0, (2, T, H, D), (2, K, T, D), (2, K, T, D))
+    visible = seen(np.arange(T), np.arange(T), rule.window)[None]
+    assert_same(
+        lambda q, k, v: splash.attend(q, (k, v), rule, emulated=True),
+        lambda q, k, v: attention(q, (k, v), visible, rule),
+        arrays,
+        np.ones((2, T), bool),
+    )
+
+
+P, G, S, T = 2, 2, 150, 260
+LENGTH = np.array([S, 90], np.int32)  # prompts are ragged
+# Bins of several continuations, of one, and of less than one and padding.
+ENDS = [[100, 200, 260], [260], [7], [120, 121, 240]]
+
+
+def bins():
+    """i32[N,T]: segment of each place (-1 outside), and how many of it come before."""
+    segment, place = np.full((P * G, T), -1, np.int32), np.zeros((P * G, T), np.int32)
+    for b, ends in enumerate(ENDS):
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            segment[b, start:end], place[b, start:end] = number, np.arange(end - start)
+    return segment, place
+
+
+@pytest.mark.parametrize("rule", [PLAIN, LOCAL, CAPPED], ids=["plain", "local", "capped"])
+def test_bins_and_their_shared_prompts(rule):
+    N, (segment, place) = P * G, bins()
+    arrays = draw(1, (N, T, H, D), (N, K, T, D), (N, K, T, D), (P, K, S, D), (P, K, S, D))
+    length = LENGTH.repeat(G)[:, None]
+    position = length + place
+    own = seen(np.arange(T), np.arange(T), rule.window) & (segment[:, :, None] == segment[:, None])
+    shared = seen(position, np.arange(S), rule.window) & (np.arange(S) < length)[:, None]
+    where = {"segment": segment, "length": LENGTH, "position": position}
+    where = jax.tree.map(jnp.asarray, where)
+
+    def ours(q, k, v, *prompt):
+        return splash.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
+
+    def reference(q, k, v, *prompt):
+        return attention(q, (k, v), own, rule, prompt, shared)
+
+    assert_same(ours, reference, arrays, segment >= 0)
+
+
+def test_a_part_in_which_nothing_is_visible_has_no_weight():
+    rule, T = dataclasses.replace(PLAIN, window=4), 128  # from the fourth place on: no prompt
+    q, k, v, *prompt = draw(2, (1, T, H, D), *[(1, K, T, D)] * 2, *[(1, K, S, D)] * 2)
+    where = {
+        "segment": jnp.zeros((1, T), jnp.int32),
+        "length": jnp.array([S]),
+        "position": S + jnp.arange(T)[None],
+    }
+    alone = splash.attend(q, (k, v), rule, emulated=True)
+    both = splash.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
+    np.testing.assert_allclose(both[:, 4:], alone[:, 4:], atol=TOLERANCE)
+    assert np.abs(both - alone)[:, :3].max() > 0.1
+
+
+def test_on_a_mesh_by_rows_and_heads():
+    T, (segment, place) = 128, bins()
+    segment, position = segment[:, :128], place[:, :128] + LENGTH.repeat(G)[:, None]
+    arrays = draw(3, (4, T, H, D), *[(4, K, T, D)] * 2, *[(P, K, S, D)] * 2)
+    arrays += tuple(map(jnp.asarray, (segment, LENGTH, position)))
+
+    def total(q, k, v, a, b, segment, length, position):
+        where = {"segment": segment, "length": length, "position": position, "emulated": True}
+        return jnp.sum(splash.attend(q, (k, v), PLAIN, prompt=(a, b), **where) ** 2)
+
+    gradient = jax.jit(jax.value_and_grad(total, range(5)))
+    expected = gradient(*arrays)
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"))
+    with jax.set_mesh(mesh):
+        made = jax.jit(gradient)(*arrays)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-4), made, expected
+    )
+
+
+def test_the_kernels_are_for_tpus():
+    assert choose("auto", "tpu") == "splash"
+    assert choose("auto", "gpu") == "xla"
+    with pytest.raises(UsageError, match=r"needs TPUs, and the devices are cpu"):
+        choose("splash", "cpu")
+
+
+def test_an_unknown_kind_is_refused():
+    config = DecoderConfig(
+        vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
+        mlp_size=8, max_length=8,
+    )  # fmt: skip
+    with pytest.raises(PoloptError, match="'flash': accepted are xla, splash, emulated"):
+        LanguageModel(config, attention="flash")
