@@ -117,7 +117,7 @@ def _devices(seen: dict[str, Any]) -> Finding:
     if seen["platform"] == "cpu" and has_nvidia():
         advice = 'pip install -U "jax[cuda13]", and leave JAX_PLATFORMS unset'
         return Finding("devices", "warn", f"{found}; the GPU is not used", advice)
-    return Finding("devices", "ok", found)
+    return Finding("devices", "ok", f"{found}; attention by {seen['attention']}")
 
 
 def _device_memory(seen: dict[str, Any]) -> Finding:

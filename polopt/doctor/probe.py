@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from polopt.child import private_streams, send
 from polopt.errors import PoloptError
+from polopt.models.kernels import AUTO, choose
 from polopt.train import checkpoint
 
 _WRITTEN = 1 << 20  # float32 numbers
@@ -39,6 +40,7 @@ def devices() -> dict[str, Any]:
     """What there is, and the memory of each local device."""
     return {
         "platform": jax.default_backend(),
+        "attention": choose(AUTO, jax.default_backend()),
         "devices": [{"kind": d.device_kind, "memory": _memory(d)} for d in jax.local_devices()],
         "processes": jax.process_count(),
         "all_devices": jax.device_count(),

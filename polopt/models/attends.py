@@ -14,7 +14,7 @@ from jax import Array
 
 from polopt.models.attention import KeyValue, Rule, attention, near
 from polopt.models.decoder import Attend
-from polopt.models.kernels import EMULATED, covers_rows
+from polopt.models.kernels import EMULATED, covers_decoding, covers_rows, in_blocks
 from polopt.models.spread import on_heads
 
 
@@ -31,8 +31,9 @@ def keeping(kind: str) -> Attend:
     """The same, with keys and values for whoever continues the rows."""
 
     def attend(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, KeyValue]:
-        kept = jax.tree.map(on_heads, _heads_first(k, v))
-        return _rows(kind, q, kept, rule), kept
+        own = jax.tree.map(on_heads, _heads_first(k, v))
+        kept = jax.tree.map(_whole_blocks, own) if covers_decoding(kind, q.shape[-1]) else own
+        return _rows(kind, q, own, rule), kept
 
     return attend
 
@@ -50,10 +51,10 @@ def packed(kind: str, length: Array, positions: Array, segment: Array) -> Attend
     def attend(q: Array, k: Array, v: Array, rule: Rule, shared: KeyValue) -> tuple[Array, None]:
         own, T = _heads_first(k, v), q.shape[1]
         if covers_rows(kind, T):
-            from polopt.models.kernels import splash
+            from polopt.models.kernels import rows
 
             how = {"length": length, "position": positions, "emulated": kind == EMULATED}
-            return splash.attend(q, own, rule, segment=segment, prompt=shared, **how), None
+            return rows.attend(q, own, rule, segment=segment, prompt=shared, **how), None
         visible = (segment[:, :, None] == segment[:, None, :]) & near(_back(T), rule)
         seen = _prompt_visible(shared[0].shape[2], length, positions, rule)
         return attention(q, own, visible, rule, shared, seen), None
@@ -81,29 +82,39 @@ def cached(kind: str, length: Array, positions: Array, step: Any, place: Array) 
             _heads_first(k, v),
         )
         age = (step - jnp.arange(C)) % C
-        visible = (near(age, rule)[None] & (age[None] <= place[:, None]))[:, None, :]
+        visible = near(age, rule)[None] & (age[None] <= place[:, None])
+        if covers_decoding(kind, q.shape[-1]):
+            from polopt.models.kernels import decode
+
+            how = {"length": length, "position": positions, "emulated": kind == EMULATED}
+            return decode.attend(q, own, visible, rule, prompt=shared, **how), own
         seen = _prompt_visible(shared[0].shape[2], length, positions, rule)
-        return attention(q, own, visible, rule, shared, seen), own
+        return attention(q, own, visible[:, None], rule, shared, seen), own
 
     return attend
 
 
-def by_row(x: Array, rows: int) -> Array:
+def by_row(x: Array, count: int) -> Array:
     """[N,1] of `x [P]`: that of each row's prompt."""
-    return jnp.repeat(x, rows // x.shape[0])[:, None]
+    return jnp.repeat(x, count // x.shape[0])[:, None]
 
 
 def _rows(kind: str, q: Array, own: KeyValue, rule: Rule) -> Array:
     """Causal attention. Padding on the right needs no mask: no real position comes after it."""
     if covers_rows(kind, q.shape[1]):
-        from polopt.models.kernels import splash
+        from polopt.models.kernels import rows
 
-        return splash.attend(q, own, rule, emulated=kind == EMULATED)
+        return rows.attend(q, own, rule, emulated=kind == EMULATED)
     return attention(q, own, near(_back(q.shape[1]), rule), rule)
 
 
 def _heads_first(k: Array, v: Array) -> KeyValue:
     return k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def _whole_blocks(x: Array) -> Array:
+    """`x [rows,K,S,d]`, filled up once, so that no decoding step has to."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, in_blocks(x.shape[2]) - x.shape[2]), (0, 0)))
 
 
 def _back(T: int) -> Array:

@@ -22,7 +22,7 @@ from polopt.models.attention import KeyValue
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
 from polopt.models.experts import Routing
-from polopt.models.kernels import KINDS, XLA
+from polopt.models.kernels import KINDS, LANES, XLA, covers_decoding, in_blocks
 from polopt.models.layout import Layout
 from polopt.models.spread import on_heads
 from polopt.types import record
@@ -188,9 +188,12 @@ class LanguageModel:
         """Room for `length` own tokens of `rows` rows: zeros, two [rows,K,length,d] per layer.
 
         Layers have arrays of their own, as a loop updates those in place where it would copy a
-        slice of stacked ones; positions come after heads, so that a head's keys lie together.
+        slice of stacked ones; positions come after heads, so that a head's keys lie together. Where
+        kernels read them, `length` is rounded up to whole blocks.
         """
         config = self.config
+        if covers_decoding(self.attention, config.head_dim):
+            length = in_blocks(length)
         shape = (rows, config.num_kv_heads, length, config.head_dim)
 
         def zeros() -> Array:
@@ -262,10 +265,16 @@ class LanguageModel:
 
 
 def grow_cache(cache: Cache, length: int) -> Cache:
-    """The same cache with room for `length` own tokens, at least as many as it has."""
-    return jax.tree.map(
-        lambda room: jnp.pad(room, ((0, 0), (0, 0), (0, length - room.shape[2]), (0, 0))), cache
-    )
+    """The same cache with room for `length` own tokens, at least as many as it has.
+
+    One in whole blocks stays in whole blocks.
+    """
+
+    def grow(room: Array) -> Array:
+        wanted = length if room.shape[2] % LANES else in_blocks(length)
+        return jnp.pad(room, ((0, 0), (0, 0), (0, wanted - room.shape[2]), (0, 0)))
+
+    return jax.tree.map(grow, cache)
 
 
 @jax.tree_util.register_static

@@ -64,6 +64,8 @@ class TrainConfig:
     once, padding included; long batches take more passes, short ones fewer (None: all)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which models compute; weights, log-probabilities and losses are float32."""
+    attention: Literal["auto", "xla", "splash"] = "auto"
+    """Which code computes attention: splash is a kernel for TPUs (auto: there splash, else xla)."""
     lanes: int | None = None
     """Rows that are sampled side by side; a finished one makes room for the next (None: all)."""
     pack: Literal["auto", "always", "never"] = "auto"
@@ -257,7 +259,7 @@ class PretrainConfig:
 _FREE_ON_RESUME = frozenset(
     [
         *("run", "resume", "quiet", "plot", "checkpoint_every"),
-        *("devices", "parallel", "mesh", "sample_mesh"),
+        *("devices", "parallel", "mesh", "sample_mesh", "attention"),
         *("micro_batch", "micro_tokens", "pack", "remat", "lanes"),
         *("server_concurrency", "server_push"),
     ]

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from polopt.models.kernels import AUTO
 from polopt.rollout.collect import Collector, Rollout
 from polopt.rollout.measure import correct, outcome
 from polopt.rollout.rows import Sampler
 from polopt.tasks.task import Example, Task
 from polopt.train.config import SampleConfig
 from polopt.train.intervals import wilson
-from polopt.train.policy import Policy, instructed, load_policy
+from polopt.train.policy import Policy, attending, instructed, load_policy
 from polopt.train.setup import (
     collector_of,
     completer,
@@ -87,6 +88,7 @@ def complete(config: SampleConfig) -> list[list[SampleView]]:
     """Sample a model on held-out problems: the completions of each problem."""
     with task_of(config) as task:
         policy = instructed(load_policy(config.model), config.system, task.instruction)
+        policy = attending(policy, AUTO, jax.default_backend())
         return _complete(config, policy, task)
 
 

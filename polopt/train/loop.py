@@ -21,6 +21,7 @@ import numpy as np
 from polopt.algorithm import Algorithm, init, single_step
 from polopt.compose import prepare, reweigh
 from polopt.memory import give_back
+from polopt.models.kernels import describe
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.rollout.collect import Rollout
 from polopt.rollout.measure import rollout_metrics, staleness
@@ -34,7 +35,7 @@ from polopt.train.handover import Handover
 from polopt.train.micro_batches import MicroBatches, in_layouts
 from polopt.train.models import first_params, parts, roles, together
 from polopt.train.parallel import Parallel, forms
-from polopt.train.policy import Policy, adapted, instructed, load_policy
+from polopt.train.policy import Policy, adapted, attending, instructed, load_policy
 from polopt.train.record import SCHEMA, Record, open_record
 from polopt.train.rollouts import Rollouts
 from polopt.train.rows import assign_steps
@@ -97,6 +98,8 @@ def train(
     for placed in filter(None, (policy, teacher)):
         parallel.check(placed.model.config, placed.params)
         sampling.check(placed.model.config, placed.params)
+    policy = attending(policy, config.attention, parallel.platform)
+    teacher = teacher and attending(teacher, config.attention, parallel.platform)
     with contextlib.ExitStack() as held:
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
         policy = instructed(policy, config.system, task.instruction)
@@ -189,12 +192,13 @@ class Run:
             self.rollouts.drop()
 
     def _go(self, stop: StopRequest) -> Summary:
-        config, now = self.config, self._resume()
+        config, now, model = self.config, self._resume(), self.policy.model
         self.sink.start(
             config,
             {
                 **versions(),
                 "devices": self.parallel.devices,
+                "attention": describe(model.attention, model.config.head_dim),
                 "resumed_from": now.step,
                 "loss": repr(self.alg.trajectory),
                 "sampler": "here" if config.server is None else str(self.rollouts.samplers.policy),

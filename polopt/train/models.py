@@ -73,7 +73,7 @@ def roles(alg: Algorithm, policy: LanguageModel, teacher: LanguageModel | None) 
       PoloptError: a needed column that nobody makes, or a column that reads an unknown model.
     """
     columns, update = scored(alg), in_update(alg)
-    critic = ValueModel(policy.config, policy.compute_dtype)
+    critic = ValueModel(policy.config, policy.compute_dtype, policy.attention)
     partition = PartitionModel(policy.config)
     able = {"policy": policy, "reference": policy, "prm": policy}
     able |= {"critic": critic, "partition": partition, "teacher": teacher}

@@ -10,6 +10,7 @@ import jax
 
 from polopt.errors import PoloptError, UsageError
 from polopt.models import LanguageModel, base
+from polopt.models.kernels import choose
 from polopt.models.load import is_huggingface, load_model
 from polopt.models.lora import LoraModel, join
 from polopt.models.quantise import quantise
@@ -92,6 +93,16 @@ def load_trained(run: str, compute_dtype: str = "float32") -> Policy:
     if config.system is not None:
         tokenizer = dataclasses.replace(tokenizer, system=config.system)
     return dataclasses.replace(start, params=params, tokenizer=tokenizer)
+
+
+def attending(policy: Policy, asked: str, platform: str) -> Policy:
+    """The policy on devices of a platform, with the attention that is asked for.
+
+    Raises:
+      UsageError: as `polopt.models.kernels.choose`.
+    """
+    kind = choose(asked, platform)
+    return dataclasses.replace(policy, model=dataclasses.replace(policy.model, attention=kind))
 
 
 def is_run(name: str) -> bool:

@@ -21,6 +21,7 @@ from polopt.algorithm import Algorithm, init
 from polopt.build import build
 from polopt.compose import prepare
 from polopt.errors import PoloptError
+from polopt.models.kernels import describe
 from polopt.models.lora import LoraModel, check_applied
 from polopt.reward import outcome_return
 from polopt.rollout.collect import OTHER
@@ -29,7 +30,7 @@ from polopt.train.demonstrations import Demonstration, demonstrations, task_to_l
 from polopt.train.micro_batches import MicroBatches
 from polopt.train.models import parts
 from polopt.train.parallel import Jit
-from polopt.train.policy import Policy, adapted, instructed, load_policy
+from polopt.train.policy import Policy, adapted, attending, instructed, load_policy
 from polopt.train.record import Record, open_record
 from polopt.train.rows import round_up
 from polopt.train.setup import make_optimizer, versions
@@ -72,6 +73,7 @@ def sft(config: SftConfig, *, policy: Policy | None = None, sinks: Sequence[Sink
     policy, rows, config = _prepared(config, policy)
     if isinstance(policy.model, LoraModel):
         check_applied(policy.model, policy.params)
+    policy = attending(policy, config.attention, Jit().platform)
     with open_record(config) as record, contextlib.ExitStack() as held:
         stop = held.enter_context(stop_on_signals())
         return _Run(config, policy, rows, record, Fanout([record, *sinks])).go(stop)
@@ -112,7 +114,7 @@ class _Run:
         record: Record,
         sink: Fanout,
     ) -> None:
-        self.config, self.record, self.sink = config, record, sink
+        self.config, self.record, self.sink, self.model = config, record, sink, policy.model
         self.batches = Batches(rows, config)
         self.steps = self.batches.per_epoch * config.epochs
         self.started = time.perf_counter()
@@ -135,6 +137,7 @@ class _Run:
             config,
             {
                 **versions(),
+                "attention": describe(self.model.attention, self.model.config.head_dim),
                 "resumed_from": now.step,
                 "steps": self.steps,
                 "rows": len(self.batches.rows),

@@ -53,6 +53,8 @@ class SftConfig:
     """Most tokens per forward and backward pass, padding included (None: all)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the model computes; weights, log-probabilities and losses are float32."""
+    attention: Literal["auto", "xla", "splash"] = "auto"
+    """Which code computes attention: splash is a kernel for TPUs (auto: there splash, else xla)."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory for a third more time."""
 

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from polopt.errors import PoloptError, UsageError
+from polopt.models.kernels import AUTO
 from polopt.rollout.draw import Decoding
 from polopt.rollout.sampler import generate
-from polopt.train.policy import Policy, instructed, load_policy
+from polopt.train.policy import Policy, attending, instructed, load_policy
 from polopt.types import Stop
 
 REPLY = 256  # tokens
@@ -114,7 +115,8 @@ def open_talk(
       UsageError: a system message for a model without a chat template.
       PoloptError: no such model, or no room for a reply of `max_new_tokens` in its context.
     """
-    policy = instructed(load_policy(model), system, form="")
+    policy = attending(load_policy(model), AUTO, jax.default_backend())
+    policy = instructed(policy, system, form="")
     longest = policy.model.config.max_length
     most = max_new_tokens or min(REPLY, longest // 2)
     if most >= longest:

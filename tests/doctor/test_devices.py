@@ -14,7 +14,13 @@ from polopt.doctor.devices import Limits
 SHORT = Limits(start=20, write=20, compile=20, collective=0.3)
 CPU = {"kind": "cpu", "memory": None}
 CHIP = {"kind": "TPU v5 lite", "memory": {"limit": 16_000_000_000, "used": 2_000_000_000}}
-SEEN = {"platform": "tpu", "devices": [CHIP] * 4, "processes": 1, "all_devices": 4}
+SEEN = {
+    "platform": "tpu",
+    "attention": "splash",
+    "devices": [CHIP] * 4,
+    "processes": 1,
+    "all_devices": 4,
+}
 GOOD = {
     "devices": SEEN,
     "write": {"bytes": 4_000_000, "seconds": 0.04},
@@ -48,7 +54,7 @@ def findings(tmp_path, limits=SHORT, **changes):
 def test_a_good_machine(tmp_path):
     found = findings(tmp_path)
     assert {name: (f.mark, f.found) for name, f in found.items()} == {
-        "devices": ("ok", "tpu: 4 × TPU v5 lite"),
+        "devices": ("ok", "tpu: 4 × TPU v5 lite; attention by splash"),
         "device memory": ("ok", "16.0 GB each, at most 2.0 GB in use"),
         "run folder": ("ok", f"{tmp_path}: a checkpoint written, verified and read at 100 MB/s"),
         "collective": ("ok", "right sum over 4 devices in 1.5 ms"),

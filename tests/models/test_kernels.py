@@ -11,7 +11,8 @@ import pytest
 from polopt.errors import PoloptError, UsageError
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.models.attention import Rule, attention
-from polopt.models.kernels import choose, splash
+from polopt.models.kernels import choose, rows
+from polopt.models.layout import Layout
 
 PLAIN = Rule(scale=0.3, softcap=None, window=None)
 LOCAL = dataclasses.replace(PLAIN, window=150)  # longer than a block, and shorter than a row
@@ -54,7 +55,7 @@ def test_rows_alone(rule):
     arrays = draw(0, (2, T, H, D), (2, K, T, D), (2, K, T, D))
     visible = seen(np.arange(T), np.arange(T), rule.window)[None]
     assert_same(
-        lambda q, k, v: splash.attend(q, (k, v), rule, emulated=True),
+        lambda q, k, v: rows.attend(q, (k, v), rule, emulated=True),
         lambda q, k, v: attention(q, (k, v), visible, rule),
         arrays,
         np.ones((2, T), bool),
@@ -88,7 +89,7 @@ def test_bins_and_their_shared_prompts(rule):
     where = jax.tree.map(jnp.asarray, where)
 
     def ours(q, k, v, *prompt):
-        return splash.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
+        return rows.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
 
     def reference(q, k, v, *prompt):
         return attention(q, (k, v), own, rule, prompt, shared)
@@ -104,8 +105,8 @@ def test_a_part_in_which_nothing_is_visible_has_no_weight():
         "length": jnp.array([S]),
         "position": S + jnp.arange(T)[None],
     }
-    alone = splash.attend(q, (k, v), rule, emulated=True)
-    both = splash.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
+    alone = rows.attend(q, (k, v), rule, emulated=True)
+    both = rows.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
     np.testing.assert_allclose(both[:, 4:], alone[:, 4:], atol=TOLERANCE)
     assert np.abs(both - alone)[:, :3].max() > 0.1
 
@@ -118,7 +119,7 @@ def test_on_a_mesh_by_rows_and_heads():
 
     def total(q, k, v, a, b, segment, length, position):
         where = {"segment": segment, "length": length, "position": position, "emulated": True}
-        return jnp.sum(splash.attend(q, (k, v), PLAIN, prompt=(a, b), **where) ** 2)
+        return jnp.sum(rows.attend(q, (k, v), PLAIN, prompt=(a, b), **where) ** 2)
 
     gradient = jax.jit(jax.value_and_grad(total, range(5)))
     expected = gradient(*arrays)
@@ -144,3 +145,82 @@ def test_an_unknown_kind_is_refused():
     )  # fmt: skip
     with pytest.raises(PoloptError, match="'flash': accepted are xla, splash, emulated"):
         LanguageModel(config, attention="flash")
+
+
+def decoder(**changes):
+    """Two layers, of which one is local; heads of a size that the kernels decode."""
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 128,
+        "mlp_size": 32,
+        "max_length": 1024,
+        "window": 20,
+        "local_layers": (1,),
+    }
+    return LanguageModel(DecoderConfig(**sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = decoder()
+    params = made.init(jax.random.key(0))
+    return made, jax.tree.map(lambda x: 3 * x if x.ndim == 2 else x, params)
+
+
+def test_decoding_on_a_ring_that_goes_round(model):
+    plain, params = model
+    lengths = np.array([30, 9], np.int32)
+    prompts = np.random.default_rng(0).integers(0, 32, (2, 30))
+    start = 250  # at 256 the ring goes round
+
+    def written(kind):
+        handle = dataclasses.replace(plain, attention=kind)
+        prompt, _ = handle.prefill(params, prompts, lengths)
+        cache = handle.empty_cache(4, 256)
+
+        def step(carry, number):
+            cache, tokens = carry
+            place = jnp.maximum(number - jnp.array([0, 4, 0, 9]), 0)  # some begin later
+            cache, hidden = handle.decode(params, prompt, cache, tokens, start + number, place)
+            return (cache, (tokens * 7 + number) % 32), hidden
+
+        return jax.lax.scan(step, (cache, jnp.arange(4)), jnp.arange(16))[1]
+
+    made, expected = (jax.jit(written, static_argnums=0)(kind) for kind in ("emulated", "xla"))
+    np.testing.assert_allclose(made, expected, atol=TOLERANCE)
+
+
+def test_a_layout_through_layers_that_are_computed_again():
+    plain = decoder(head_dim=8)
+    segment, place = bins()
+    tokens = np.random.default_rng(0).integers(0, 32, (P * G, T))
+    layout = Layout(
+        prompt=tokens[:P, :S],
+        prompt_length=LENGTH,
+        tokens=tokens,
+        place=place,
+        segment=segment,
+        source=np.zeros((P * G, 1), np.int32),
+    )
+    real = np.concatenate([np.ones(P, bool), segment.ravel() >= 0])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(kind, params):
+        handle = dataclasses.replace(plain, attention=kind)
+
+        def total(params):
+            states = handle.states(params, layout, remat=kind != "xla") * real[:, None]
+            return jnp.sum(jnp.sin(states)), states
+
+        return jax.grad(total, has_aux=True)(params)
+
+    params = plain.init(jax.random.key(0))
+    made, expected = gradient("emulated", params), gradient("xla", params)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=TOLERANCE * scale), made, expected
+    )

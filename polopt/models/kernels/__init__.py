@@ -9,9 +9,8 @@ program for a TPU may be compiled on a host without one.
 
 The kernels cover the forward and backward pass of rows (training, scoring, reading prompts) of
 `SHORTEST` positions or more, whatever the head size, the group of query heads, the window, the
-soft cap and the type: shorter rows have few scores. They cover a decoding step if the head size is
-a multiple of `LANES`, as smaller heads would have their caches padded to it, and the caches hold
-`SHORTEST` tokens or more.
+soft cap and the type: shorter rows have few scores. They cover decoding if the head size is a
+multiple of `LANES`: the caches of other heads would be padded to it.
 """
 
 from __future__ import annotations
@@ -54,9 +53,18 @@ def covers_rows(kind: str, positions: int) -> bool:
     return kind != XLA and positions >= SHORTEST
 
 
-def covers_step(kind: str, head_dim: int, own: int) -> bool:
-    """Whether the kernels compute a decoding step with room for so many own tokens."""
-    return kind != XLA and head_dim % LANES == 0 and own >= SHORTEST
+def covers_decoding(kind: str, head_dim: int) -> bool:
+    """Whether the kernels compute decoding steps; caches are in whole blocks then."""
+    return kind != XLA and head_dim % LANES == 0
+
+
+def in_blocks(length: int) -> int:
+    """The least length of whole blocks that holds so many positions.
+
+    >>> in_blocks(128), in_blocks(129)
+    (128, 256)
+    """
+    return -(-length // LANES) * LANES
 
 
 def describe(kind: str, head_dim: int) -> str:

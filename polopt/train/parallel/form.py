@@ -22,6 +22,11 @@ class Parallel(Protocol):
         ...
 
     @property
+    def platform(self) -> str:
+        """Of what kind: "cpu", "gpu" or "tpu"."""
+        ...
+
+    @property
     def parts(self) -> int:
         """Equal parts into which rows are dealt."""
         ...

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+
 from polopt.compiler import jit
 from polopt.models.config import DecoderConfig
 
@@ -20,6 +22,11 @@ class Jit:
     parts: int = 1
     shards: int = 1
     axis: None = None
+
+    @property
+    def platform(self) -> str:
+        """Of the default device."""
+        return jax.default_backend()
 
     def check(self, config: DecoderConfig, params: Any) -> None:
         """Nothing to refuse: what does not fit the device, its own message says."""

@@ -41,6 +41,11 @@ class Sharded:
         return self.mesh.size
 
     @property
+    def platform(self) -> str:
+        """Of the mesh, whose devices may be elsewhere."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def parts(self) -> int:
         """One for each place along "data" and "fsdp"."""
         return math.prod(self.mesh.shape[axis] for axis in ROWS)

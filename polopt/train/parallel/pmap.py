@@ -30,6 +30,11 @@ class Pmap:
     axis: str = AXIS
 
     @property
+    def platform(self) -> str:
+        """Of the local devices."""
+        return jax.default_backend()
+
+    @property
     def parts(self) -> int:
         """One to a device."""
         return self.devices
