@@ -1,4 +1,4 @@
-"""What the TPU's compiler says of one layer of Llama 3 8B, with attention by XLA and by the kernels.
+"""What the TPU's compiler says of a layer of Llama 3 8B, with attention by XLA and by the kernels.
 
 No TPU is needed, and none is used: pip install "jax[tpu]", then
 
