@@ -37,7 +37,7 @@ LAYER = DecoderConfig(
     max_length=8192,
     rope_theta=500_000.0,
 )
-HALF = 2048
+HALF, LANES = 2048, 64
 Shape = jax.ShapeDtypeStruct
 
 
@@ -75,8 +75,8 @@ def cases(model: LanguageModel) -> list[Case]:
     )
     params = shapes(model)
     prompt, _ = jax.eval_shape(model.prefill, params, integers(8, HALF), integers(8))
-    cache = jax.eval_shape(lambda: model.empty_cache(64, HALF))
-    step = (prompt, cache, integers(64), integers())
+    cache = jax.eval_shape(lambda: model.empty_cache(LANES, HALF))
+    step = (prompt, cache, integers(LANES), integers())
     return [
         Case("gradient of a row", jax.grad(rows), (integers(1, 2 * HALF),)),
         Case("gradient of bins", jax.grad(bins), (layout,)),

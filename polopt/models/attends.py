@@ -83,12 +83,12 @@ def cached(kind: str, length: Array, positions: Array, step: Any, place: Array) 
         )
         age = (step - jnp.arange(C)) % C
         visible = near(age, rule)[None] & (age[None] <= place[:, None])
+        seen = _prompt_visible(shared[0].shape[2], length, positions, rule)
         if covers_decoding(kind, q.shape[-1]):
             from polopt.models.kernels import decode
 
             how = {"length": length, "position": positions, "emulated": kind == EMULATED}
-            return decode.attend(q, own, visible, rule, prompt=shared, **how), own
-        seen = _prompt_visible(shared[0].shape[2], length, positions, rule)
+            return decode.attend(q, own, visible, rule, shared, seen, **how), own
         return attention(q, own, visible[:, None], rule, shared, seen), own
 
     return attend

@@ -76,11 +76,11 @@ def attention(
     """
     K = own[0].shape[1]
     P = q.shape[0] if prompt is None else prompt[0].shape[0]
-    local = functools.partial(_attention, rule)
+    local = functools.partial(on_device, rule)
     return by_heads(local, q, own, visible, prompt, prompt_visible, rows=P, heads=K)
 
 
-def _attention(
+def on_device(
     rule: Rule,
     q: Array,
     own: KeyValue,

@@ -16,7 +16,12 @@ from polopt.models.layout import Layout
 
 PLAIN = Rule(scale=0.3, softcap=None, window=None)
 LOCAL = dataclasses.replace(PLAIN, window=150)  # longer than a block, and shorter than a row
-CAPPED = dataclasses.replace(PLAIN, softcap=2.0)
+CAPPED = dataclasses.replace(LOCAL, softcap=2.0)
+RULES = [
+    pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+    pytest.param(LOCAL, id="local", marks=pytest.mark.slow),
+    pytest.param(CAPPED, id="capped"),
+]
 H, K, D = 4, 2, 8
 TOLERANCE = 2e-5
 
@@ -49,7 +54,7 @@ def assert_same(ours, reference, arrays, real):
         assert np.abs(y).max() > 0.1
 
 
-@pytest.mark.parametrize("rule", [PLAIN, LOCAL, CAPPED], ids=["plain", "local", "capped"])
+@pytest.mark.parametrize("rule", RULES)
 def test_rows_alone(rule):
     T = 300  # two blocks and a part of a third
     arrays = draw(0, (2, T, H, D), (2, K, T, D), (2, K, T, D))
@@ -77,7 +82,7 @@ def bins():
     return segment, place
 
 
-@pytest.mark.parametrize("rule", [PLAIN, LOCAL, CAPPED], ids=["plain", "local", "capped"])
+@pytest.mark.parametrize("rule", RULES)
 def test_bins_and_their_shared_prompts(rule):
     N, (segment, place) = P * G, bins()
     arrays = draw(1, (N, T, H, D), (N, K, T, D), (N, K, T, D), (P, K, S, D), (P, K, S, D))
@@ -105,12 +110,19 @@ def test_a_part_in_which_nothing_is_visible_has_no_weight():
         "length": jnp.array([S]),
         "position": S + jnp.arange(T)[None],
     }
-    alone = rows.attend(q, (k, v), rule, emulated=True)
-    both = rows.attend(q, (k, v), rule, prompt=prompt, **where, emulated=True)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def attend(shared, **where):
+        return rows.attend(
+            q, (k, v), rule, prompt=prompt if shared else None, **where, emulated=True
+        )
+
+    alone, both = attend(False), attend(True, **where)
     np.testing.assert_allclose(both[:, 4:], alone[:, 4:], atol=TOLERANCE)
     assert np.abs(both - alone)[:, :3].max() > 0.1
 
 
+@pytest.mark.slow
 def test_on_a_mesh_by_rows_and_heads():
     T, (segment, place) = 128, bins()
     segment, position = segment[:, :128], place[:, :128] + LENGTH.repeat(G)[:, None]
@@ -194,6 +206,7 @@ def test_decoding_on_a_ring_that_goes_round(model):
     np.testing.assert_allclose(made, expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_layout_through_layers_that_are_computed_again():
     plain = decoder(head_dim=8)
     segment, place = bins()

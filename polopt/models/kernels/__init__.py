@@ -10,7 +10,8 @@ program for a TPU may be compiled on a host without one.
 The kernels cover the forward and backward pass of rows (training, scoring, reading prompts) of
 `SHORTEST` positions or more, whatever the head size, the group of query heads, the window, the
 soft cap and the type: shorter rows have few scores. They cover decoding if the head size is a
-multiple of `LANES`: the caches of other heads would be padded to it.
+multiple of `LANES`, as the caches of other heads would be padded to it, and if a device decodes few
+enough rows (`fits`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ XLA, SPLASH, EMULATED = KINDS = ("xla", "splash", "emulated")
 AUTO = "auto"
 LANES = 128
 """Numbers of a TPU's vector register."""
+_MOST = 512  # heads of rows that the tables have room for
 SHORTEST = 128
 """Positions from which on rows are computed by the kernels."""
 
@@ -56,6 +58,18 @@ def covers_rows(kind: str, positions: int) -> bool:
 def covers_decoding(kind: str, head_dim: int) -> bool:
     """Whether the kernels compute decoding steps; caches are in whole blocks then."""
     return kind != XLA and head_dim % LANES == 0
+
+
+def fits(rows: int, heads: int, length: int) -> bool:
+    """Whether a device decodes so many rows, key heads and own tokens by the kernels.
+
+    They are told which blocks to visit by tables in a TPU's scalar memory, of 1 MiB; a head of a
+    row takes 1.5 KiB of it, as tables are padded to `LANES` blocks.
+
+    >>> fits(64, 8, 2048), fits(128, 8, 2048), fits(128, 4, 2048)
+    (True, False, True)
+    """
+    return rows * heads * -(-length // (LANES * LANES)) <= _MOST
 
 
 def in_blocks(length: int) -> int:

@@ -2,7 +2,8 @@
 
 What `polopt.models.attention.attention` computes for a decoding step, without scores in memory, and
 without reading what no token sees: blocks of a ring in which nothing of its row is visible are
-neither fetched nor computed. Rows of one prompt read its keys together.
+neither fetched nor computed. Rows of one prompt read its keys together. A device with more rows
+than the kernel's tables hold (`polopt.models.kernels.fits`) leaves the step to XLA.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polopt.models.attention import KeyValue, Rule
+from polopt.models.attention import KeyValue, Rule, on_device
+from polopt.models.kernels import fits
 from polopt.models.kernels.rows import Shared
 from polopt.models.kernels.splash import (
     How,
@@ -34,8 +36,9 @@ def attend(
     own: KeyValue,
     visible: Array,
     rule: Rule,
-    *,
     prompt: KeyValue,
+    prompt_visible: Array,
+    *,
     length: Array,
     position: Array,
     emulated: bool = False,
@@ -48,6 +51,7 @@ def attend(
       visible: bool[N,C], at least one of each row.
       rule: of the layer.
       prompt: each [P,K,S,d]; S a multiple of it as well, or all of it is copied.
+      prompt_visible: bool[N,1,S].
       length: i32[P], real tokens of the prompts.
       position: i32[N,1], where queries are, counted from the beginning of their prompt.
       emulated: compute what the kernel would, on any platform, slowly.
@@ -57,7 +61,7 @@ def attend(
     """
     P, K = prompt[0].shape[:2]
     local = functools.partial(_attend, How(rule, emulated))
-    args = (q, own, visible, prompt, length, position)
+    args = (q, own, visible, prompt, prompt_visible, length, position)
     return by_heads(local, *args, rows=P, heads=K, opaque=True)
 
 
@@ -67,12 +71,15 @@ def _attend(
     own: KeyValue,
     visible: Array,
     prompt: KeyValue,
+    prompt_visible: Array,
     length: Array,
     position: Array,
 ) -> Array:
     """The same of the rows and heads of one device."""
     N, _, H, d = q.shape
     P, K = prompt[0].shape[:2]
+    if not fits(N, K, own[0].shape[2]):
+        return on_device(how.rule, q, own, visible[:, None], prompt, prompt_visible)
     G, R = N // P, H // K
     q = (q * how.rule.scale).reshape(N, K, R, d)
     ring = _ring(how, to_blocks(q, 2, size=_SUBLANES), own, visible)
