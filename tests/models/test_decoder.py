@@ -322,7 +322,7 @@ def test_bad_configs_are_refused_in_one_line(change, message):
 def test_bad_calls_are_refused(params):
     with pytest.raises(PoloptError, match="at most 32 positions"):
         MODEL.hidden(params, np.zeros((1, 33), np.int32))
-    with pytest.raises(PoloptError, match="float32 and bfloat16"):
+    with pytest.raises(PoloptError, match="float32, bfloat16"):
         LanguageModel(LLAMA, "float16")
     with pytest.raises(PoloptError, match="missing 'vocab_size'"):
         DecoderConfig.from_dict({key: 4 for key in SIZES if key != "vocab_size"})

@@ -85,13 +85,13 @@ def describe(kind: str, head_dim: int) -> str:
     """In words, for people: what computes attention, and which part of it.
 
     >>> describe("splash", 128)
-    'splash (rows of 128 positions or more, and decoding)'
+    'splash for rows of 128 positions or more, and to decode up to 512 rows x key heads on a device'
     >>> describe("splash", 64)
-    'splash (rows of 128 positions or more); xla decodes, as heads have 64 numbers'
+    'splash for rows of 128 positions or more; xla decodes, as heads have 64 numbers'
     """
     if kind == XLA:
         return kind
-    covered = f"{kind} (rows of {SHORTEST} positions or more"
+    covered = f"{kind} for rows of {SHORTEST} positions or more"
     if head_dim % LANES:
-        return f"{covered}); xla decodes, as heads have {head_dim} numbers"
-    return f"{covered}, and decoding)"
+        return f"{covered}; xla decodes, as heads have {head_dim} numbers"
+    return f"{covered}, and to decode up to {_MOST} rows x key heads on a device"

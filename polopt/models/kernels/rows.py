@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,7 @@ def _padded(
         assert length is not None
         assert position is not None
         parts.append(Shared.of(prompt, length, to_blocks(position, 1).reshape(P, -1)))
-    how = How(rule, emulated)
-    out = _attend(how, q, parts)
+    out = cast(Array, _attend(How(rule, emulated), q, parts))
     return out.transpose(0, 2, 3, 1, 4).reshape(N, -1, H, d)[:, :T]
 
 

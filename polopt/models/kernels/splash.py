@@ -19,12 +19,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
+    MaskInfo,
+    process_mask,
+    process_mask_dkv,
+)
 
 from polopt.models.attention import Rule
 from polopt.models.kernels import LANES
 
-MaskInfo, SegmentIds = mask_info.MaskInfo, splash.SegmentIds
 _BLOCKS = (512, 256, LANES)  # a block is the largest of these that divides
 
 
@@ -52,8 +56,9 @@ class Mask:
         def moved(info: MaskInfo | None) -> Any:
             return info and info._replace(q_sequence=position)
 
-        found = (moved(info) for info in (self.forward, self.dq, self.dkv))
-        return Mask(*found, self.function, self.sizes)
+        return dataclasses.replace(
+            self, forward=moved(self.forward), dq=moved(self.dq), dkv=moved(self.dkv)
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,8 +82,8 @@ def _mask(mask: Any) -> Mask:
     """What JAX makes of a mask."""
     every, sizes = masks.MultiHeadMask([mask]), block_sizes(*mask.shape)
     block = (sizes.block_q, sizes.block_kv)
-    forward, function = mask_info.process_mask(every, block)  # one mask serves all heads
-    dkv, _ = mask_info.process_mask_dkv(every, block)
+    forward, function = process_mask(every, block)  # one mask serves all heads
+    dkv, _ = process_mask_dkv(every, block)
     return Mask(forward, forward, dkv, function, sizes)
 
 
