@@ -237,6 +237,28 @@ def read_sizes(items: Sequence[str], option: str = "mesh") -> dict[str, int]:
     return {name: sizes.get(name, 1) for name in MESH_AXES}
 
 
+def fill_sizes(sizes: Mapping[str, int], devices: int, option: str = "mesh") -> dict[str, int]:
+    """The sizes for so many devices, with a number in place of -1.
+
+    Args:
+      sizes: of all axes, as `read_sizes` gives them.
+      devices: as many as the sizes multiply to.
+      option: that a complaint names.
+
+    Raises:
+      PoloptError: more or fewer devices than that.
+    """
+    known = math.prod(size for size in sizes.values() if size > 0)
+    filled = {name: devices // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(filled.values()) != devices:
+        asked = " x ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
+        raise PoloptError(
+            f"{option}: {asked or 'one device'} does not make {devices} devices: give sizes "
+            "whose product that is (one may be -1), or other devices (--devices)"
+        )
+    return filled
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any], option: str = "mesh") -> Mesh:
     """A mesh over all of `devices`, which may be of a topology that is not here.
 
@@ -248,15 +270,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any], option: str = "m
     Raises:
       PoloptError: more or fewer devices than that.
     """
-    known = math.prod(size for size in sizes.values() if size > 0)
-    rest = len(devices) // known
-    filled = {name: rest if size == -1 else size for name, size in sizes.items()}
-    if math.prod(filled.values()) != len(devices):
-        asked = " x ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
-        raise PoloptError(
-            f"{option}: {asked or 'one device'} does not make {len(devices)} devices: give sizes "
-            "whose product that is (one may be -1), or other devices (--devices)"
-        )
+    filled = fill_sizes(sizes, len(devices), option)
     shape = tuple(filled[name] for name in MESH_AXES)
     # In the order of the axes: the last ones talk most, and get the neighbours.
     placed = create_device_mesh(shape, devices, allow_split_physical_axes=True)
