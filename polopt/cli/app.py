@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "methods": ("polopt.cli.methods", "list the methods that train takes"),
     "explain": ("polopt.cli.explain", "say what a method is made of, needs, costs and repairs"),
     "map": ("polopt.cli.map", "show every method by what it changes of REINFORCE"),
+    "plan": ("polopt.cli.plan", "say whether a training step fits a TPU slice that is not here"),
     "pretrain": ("polopt.cli.pretrain", "train a base model from nothing, by supervision"),
     "export": ("polopt.cli.export", "write a model as a folder that other libraries load"),
     "doctor": ("polopt.cli.doctor", "say what of this machine a run would stumble over"),

@@ -1,0 +1,152 @@
+"""Settings that would fit where those of a plan do not, by an estimate that needs no compiler.
+
+What lies on a device from step to step is exact. What an update needs besides is estimated, a
+little above what the TPU's compiler reports: its largest arrays are counted as if they were alive
+together, and the rest is left to a margin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+
+from polopt.errors import PoloptError
+from polopt.models.config import DecoderConfig
+from polopt.models.head import default_chunk
+from polopt.models.lora import LoraModel
+from polopt.plan.config import PlanConfig
+from polopt.plan.job import Job
+from polopt.plan.memory import Sizes, bytes_of, held, sampler_bytes
+from polopt.train.scoring import room_of
+
+MARGIN = 0.92  # of a device's memory: the compiler keeps some, and arrays are padded
+RANK = 16  # of the adapters that are proposed
+_FLOAT = 4  # bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Settings, and the bytes that an update is estimated to need on a device."""
+
+    config: PlanConfig
+    bytes: int
+
+
+def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
+    """Bytes on a device that an optimiser step needs besides what the run holds; an estimate.
+
+    Args:
+      job: what is computed.
+      sizes: of the mesh.
+      micro_batch: rows of a device per pass.
+    """
+    config, tensor = job.policy.config, sizes["tensor"]
+    width = jnp.dtype(job.policy.compute_dtype).itemsize
+    room = room_of(micro_batch, job.group_size, job.prompt, job.completion)
+    bins = room.prompts * room.bins
+    positions = room.prompts * room.prompt + bins * room.bin
+    pairs = max(room.prompts * room.prompt**2, bins * room.bin * (room.prompt + room.bin))
+    ways = tensor * sizes["sequence"]
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim / tensor
+    inside = 4 * config.hidden_size + heads + 3 * _mlp(config) / tensor
+    kept = config.hidden_size + heads / 2  # what layers start from, and what attention gives
+    layers = config.num_layers * (kept if job.config.remat else inside)
+    positions = positions / sizes["sequence"]
+    scores = 3 * _FLOAT * pairs * config.num_heads / ways  # float32, of one layer
+    _, rows = job.split(micro_batch, sizes["data"] * sizes["fsdp"])
+    passes = rows // (sizes["data"] * sizes["fsdp"]) // micro_batch
+    return math.ceil(
+        positions * width * (layers + 2 * inside)
+        + scores
+        + _gradients(job, sizes, passes)
+        + _gathered(job, sizes, width)
+        + _head(config, tensor, fixed=isinstance(job.policy, LoraModel))
+    )
+
+
+def _mlp(config: DecoderConfig) -> int:
+    if config.experts is None:
+        return config.mlp_size
+    return max(config.mlp_size, config.experts.size * config.experts.chosen)
+
+
+def _gradients(job: Job, sizes: Sizes, passes: int) -> int:
+    """Of a micro-batch, and their sum if there are several."""
+    return (2 if passes > 1 else 1) * bytes_of(job.state.params, sizes)
+
+
+def _gathered(job: Job, sizes: Sizes, width: int) -> float:
+    """The weights of two layers, whole along "fsdp"."""
+    if sizes["fsdp"] == 1:
+        return 0.0
+    config = job.policy.config
+    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
+    return 2 * width * (attention + 3 * config.hidden_size * _mlp(config)) / sizes["tensor"]
+
+
+def _head(config: DecoderConfig, tensor: int, *, fixed: bool) -> float:
+    """The unembedding and its gradient, and a chunk of logits twice."""
+    table = config.vocab_size * config.hidden_size / tensor
+    chunk = default_chunk(config.vocab_size, config.hidden_size) * config.vocab_size / tensor
+    return _FLOAT * (table * (1 if fixed else 2) + 2 * chunk)
+
+
+def advise(
+    config: PlanConfig, make: Callable[[PlanConfig], Job], chips: int, memory: int
+) -> Iterator[Advice]:
+    """Settings that fit by the estimate, those first that change least.
+
+    Args:
+      config: the settings that do not fit.
+      make: the job of a configuration.
+      chips: of the slice.
+      memory: bytes of each.
+    """
+    for rank in dict.fromkeys((config.lora_rank, config.lora_rank or RANK)):
+        for remat in dict.fromkeys((config.remat, True)):
+            tried = dataclasses.replace(config, lora_rank=rank, remat=remat)
+            job = make(tried)
+            found = _first_mesh(job, chips, memory)
+            if found is not None:
+                sizes, micro_batch, needed = found
+                mesh = tuple(f"{name}={size}" for name, size in sizes.items() if size > 1)
+                changed = {"mesh": mesh or ("fsdp=1",), "micro_batch": micro_batch}
+                yield Advice(config=dataclasses.replace(tried, **changed), bytes=needed)
+
+
+def _first_mesh(job: Job, chips: int, memory: int) -> tuple[dict[str, int], int, int] | None:
+    """(sizes, micro-batch, bytes) of the mesh that sends least of those that fit."""
+    for sizes in _meshes(chips, job.policy.config.num_kv_heads):
+        found = _largest(job, sizes, memory)
+        if found is not None:
+            return sizes, *found
+    return None
+
+
+def _meshes(chips: int, heads: int) -> Iterator[dict[str, int]]:
+    """Along "fsdp", and "tensor" as far as it divides the key heads."""
+    for tensor in (1, 2, 4, 8):
+        if chips % tensor == 0 and heads % tensor == 0:
+            yield {"data": 1, "fsdp": chips // tensor, "tensor": tensor, "sequence": 1}
+
+
+def _largest(job: Job, sizes: Sizes, memory: int) -> tuple[int, int] | None:
+    """(the largest micro-batch that fits, bytes with it); None if none does."""
+    try:
+        resident, cache = held(job, sizes).total, sampler_bytes(job, sizes)
+    except PoloptError:  # the mesh does not cut this model
+        return None
+    for micro_batch in reversed(micro_batches(job, sizes["data"] * sizes["fsdp"])):
+        needed = resident + max(update_bytes(job, sizes, micro_batch), cache)
+        if needed <= MARGIN * memory:
+            return micro_batch, needed
+    return None
+
+
+def micro_batches(job: Job, parts: int) -> list[int]:
+    """Sizes of a micro-batch that divide the rows of a device, so that none is padded."""
+    most = job.split(None, parts)[0]
+    return [size for size in range(1, most + 1) if most % size == 0]

@@ -1,0 +1,214 @@
+"""A plan: the programs of a training step compiled for a slice, and all that is counted of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from polopt.algorithm import Algorithm
+from polopt.plan import steps
+from polopt.plan.advice import Advice, advise, micro_batches, update_bytes
+from polopt.plan.compile import Program, compile_program, devices_of
+from polopt.plan.config import PlanConfig
+from polopt.plan.flops import Flops, count
+from polopt.plan.job import Job, make_job
+from polopt.plan.memory import Held, Sizes, beside, held, sampler_bytes
+from polopt.plan.roofline import Time, estimate
+from polopt.plan.slices import Slice, read_slice
+from polopt.train.parallel import Sharded, make_mesh
+from polopt.train.parallel.mesh import fill_sizes, read_sizes
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """A micro-batch, in rows per device and pass, and whether an update with it fits."""
+
+    micro_batch: int
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known of a training step before it is run.
+
+    Attributes:
+      config: as it was asked for.
+      job: what would be computed.
+      where: on which devices.
+      sizes: of their mesh.
+      micro_batch: rows of a device per pass.
+      held: bytes of a device from step to step.
+      estimated: bytes that an update needs besides, by the estimate of `polopt.plan.advice`.
+      cache: bytes of the sampler's keys and values on a device.
+      programs: what was compiled; () if the compiler was left out.
+      tried: micro-batches, in the order in which they were tried.
+      flops: of a training step.
+      times: least seconds of its parts; {} where nothing is known of the chip.
+      advice: settings that would fit, if these do not; the first ones were compiled if `confirmed`.
+      confirmed: advice whose update the compiler accepted.
+    """
+
+    config: PlanConfig
+    job: Job
+    where: Slice
+    sizes: Sizes
+    micro_batch: int
+    held: Held
+    estimated: int
+    cache: int
+    programs: tuple[Program, ...]
+    tried: tuple[Found, ...]
+    flops: Flops
+    times: dict[str, Time]
+    advice: tuple[Advice, ...]
+    confirmed: Advice | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program was made and has room; by the estimate, if none was compiled."""
+        if not self.programs:
+            return self.held.total + max(self.estimated, self.cache) <= self.where.memory
+        return all(self.has_room(program) for program in self.programs)
+
+    def needed(self, program: Program) -> int | None:
+        """Bytes on a device while a program runs: its own, and what lies there beside it."""
+        if program.bytes is None:
+            return None
+        return program.bytes.peak + beside(self.job, self.sizes, program.name)
+
+    def has_room(self, program: Program) -> bool:
+        """Whether a program was made, and fits beside what lies there."""
+        needed = self.needed(program)
+        return needed is not None and needed <= self.where.memory
+
+    @property
+    def largest(self) -> int | None:
+        """The largest micro-batch that is known to fit."""
+        return max((found.micro_batch for found in self.tried if found.fits), default=None)
+
+
+def make_plan(
+    config: PlanConfig,
+    method: Algorithm | Callable[..., Algorithm],
+    say: Say = lambda text: None,
+) -> Plan:
+    """Plan a training step.
+
+    Args:
+      config: of the plan.
+      method: that `config.algorithm` names.
+      say: is told what is being compiled.
+
+    Raises:
+      PoloptError: an unknown slice or model, settings that make no run, a mesh that does not cut
+        the model, or a compiler that is not installed or fails for another reason than memory.
+    """
+    where = read_slice(config.slice)
+    sizes = _filled(config, where.chips)
+    make = functools.partial(make_job, method=method)
+    job = make(config)
+    resident, parts = held(job, sizes), sizes["data"] * sizes["fsdp"]
+    micro_batch, _ = job.split(config.micro_batch, parts)
+    programs: tuple[Program, ...] = ()
+    tried: tuple[Found, ...] = ()
+    if config.compile:
+        form = Sharded(make_mesh(sizes, devices_of(where)))
+        form.check(job.policy.config, job.params)
+        programs = tuple(_programs(job, form, micro_batch, say))
+        room = where.memory - beside(job, sizes, "update")
+        tried = (_tried(micro_batch, programs[0], room),)
+        if config.search:
+            tried += tuple(_search(job, form, room, tried[0], config.search, say))
+    flops = count(job, micro_batch, parts)
+    plan = Plan(
+        config=config,
+        job=job,
+        where=where,
+        sizes=sizes,
+        micro_batch=micro_batch,
+        held=resident,
+        estimated=update_bytes(job, sizes, micro_batch),
+        cache=sampler_bytes(job, sizes),
+        programs=programs,
+        tried=tried,
+        flops=flops,
+        times=estimate(job, where, sizes, flops, resident, micro_batch, programs),
+        advice=(),
+        confirmed=None,
+    )
+    return plan if plan.fits else _advised(plan, make, say)
+
+
+def _programs(job: Job, form: Sharded, micro_batch: int, say: Say) -> Iterator[Program]:
+    """The programs of a training step, in the order in which they matter."""
+
+    def made(name: str, lower: Callable[[], Any]) -> Program:
+        say(f"compiling the {name}")
+        return compile_program(name, lower)
+
+    yield made("update", lambda: steps.lower_update(job, form, micro_batch))
+    if job.roles.columns:
+        yield made("scoring", lambda: steps.lower_scoring(job, form, micro_batch))
+    prefill = made("prefill", lambda: steps.lower_prefill(job, form))
+    yield prefill
+    if prefill.bytes is not None:
+        lanes = steps.lanes_after(prefill.lowered, prefill.compiled)
+        yield made("decode", lambda: steps.lower_decode(job, form, lanes))
+
+
+def _search(
+    job: Job, form: Sharded, room: int, first: Found, most: int, say: Say
+) -> Iterator[Found]:
+    """Other micro-batches by bisection, at most so many, until the largest that fits is known."""
+    known = sorted({*micro_batches(job, form.parts), first.micro_batch})
+    at = known.index(first.micro_batch)
+    fitting, failing = (at, len(known)) if first.fits else (-1, at)
+    for _ in range(most):
+        if failing - fitting <= 1:
+            return
+        middle = (fitting + failing) // 2
+        micro_batch = known[middle]
+        say(f"compiling the update with a micro-batch of {micro_batch}")
+        lower = functools.partial(steps.lower_update, job, form, micro_batch)
+        found = _tried(micro_batch, compile_program("update", lower), room)
+        fitting, failing = (middle, failing) if found.fits else (fitting, middle)
+        yield found
+
+
+def _tried(micro_batch: int, update: Program, room: int) -> Found:
+    """Whether an update was made, and has room."""
+    fits = update.bytes is not None and update.bytes.peak <= room
+    return Found(micro_batch=micro_batch, fits=fits)
+
+
+def _advised(plan: Plan, make: Callable[[PlanConfig], Job], say: Say) -> Plan:
+    """The plan with settings that would fit; the compiler is asked until it accepts one."""
+    where, found = plan.where, []
+    confirmed = None
+    for advice in advise(plan.config, make, where.chips, where.memory):
+        found.append(advice)
+        if confirmed is None and plan.programs and len(found) <= plan.config.search:
+            say(f"compiling the update with {advice.config.flags()}")
+            confirmed = advice if _accepted(advice.config, make, where) else None
+    return dataclasses.replace(plan, advice=tuple(found), confirmed=confirmed)
+
+
+def _accepted(config: PlanConfig, make: Callable[[PlanConfig], Job], where: Slice) -> bool:
+    job, sizes = make(config), _filled(config, where.chips)
+    form = Sharded(make_mesh(sizes, devices_of(where)))
+    micro_batch, _ = job.split(config.micro_batch, form.parts)
+    program = compile_program("update", lambda: steps.lower_update(job, form, micro_batch))
+    return _tried(micro_batch, program, where.memory - beside(job, sizes, "update")).fits
+
+
+def _filled(config: PlanConfig, devices: int) -> Sizes:
+    """Sizes of the mesh, all of them numbers.
+
+    Raises:
+      PoloptError: sizes that do not make so many devices.
+    """
+    return fill_sizes(read_sizes(config.mesh or ("fsdp=-1",)), devices)

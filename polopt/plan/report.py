@@ -1,0 +1,231 @@
+"""A plan in words and tables, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from polopt.plan.compile import Program
+from polopt.plan.memory import beside
+from polopt.plan.planner import Plan
+
+GIB = 2**30
+
+
+def parts_of(plan: Plan) -> dict[str, dict[str, int]]:
+    """Bytes on a device by what they are, while each program runs: {step: {part: bytes}}.
+
+    Without a compiler they are of an update and of decoding, and what is not held is estimated.
+    """
+    resident = _resident(plan)
+    if not plan.programs:
+        return {
+            "update": {**resident, "temporary": plan.estimated},
+            "decode": {**resident, "batch and cache": plan.cache},
+        }
+    return {
+        program.name: {**resident, **_own(plan, program)}
+        for program in plan.programs
+        if program.bytes is not None
+    }
+
+
+def _resident(plan: Plan) -> dict[str, int]:
+    """What lies there from step to step."""
+    return {
+        "parameters": plan.held.parameters,
+        "optimiser": plan.held.optimiser,
+        "frozen models": plan.held.frozen,
+    }
+
+
+def _own(plan: Plan, program: Program) -> dict[str, int]:
+    """What a program takes besides what the run holds."""
+    size = program.bytes
+    assert size is not None
+    taken = plan.held.total - beside(plan.job, plan.sizes, program.name)
+    return {
+        "batch and cache": size.arguments - taken + size.outputs - size.reused,
+        "temporary": size.temporary,
+        "code": size.code,
+    }
+
+
+def text(plan: Plan) -> str:
+    """What a terminal shows."""
+    blocks = [
+        _title(plan),
+        _verdict(plan),
+        _memory(plan),
+        _micro_batches(plan),
+        _collectives(plan),
+        _work(plan),
+        _advice(plan),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _title(plan: Plan) -> list[str]:
+    job, where = plan.job, plan.where
+    devices = f"{where.chips} {'chips' if where.chip else 'CPU devices'}"
+    mesh = " x ".join(f"{name}={size}" for name, size in plan.sizes.items() if size > 1)
+    update = job.alg.update
+    _, rows = job.split(plan.micro_batch, plan.sizes["data"] * plan.sizes["fsdp"])
+    return [
+        f"{plan.config.model}, {job.alg.name or plan.config.algorithm}, on {where.name}: "
+        f"{devices}, mesh {mesh or 'of one device'}",
+        f"a training step: {job.prompts} prompts of {job.prompt} tokens, {job.group_size} "
+        f"completions of {job.completion} each; {update.epochs} x {update.minibatches} optimiser "
+        f"steps of {rows} rows, {plan.micro_batch} per device and pass",
+        f"polopt train {plan.config.flags()}",
+    ]
+
+
+def _verdict(plan: Plan) -> list[str]:
+    if not plan.programs:
+        word = "fits" if plan.fits else "does not fit"
+        return [f"{word}, by an estimate: no compiler was asked"]
+    lines = ["fits" if plan.fits else "does not fit"]
+    for program in plan.programs:
+        if program.refusal is not None:
+            lines.append(f"  the {program.name} is refused by the compiler: {program.refusal}")
+        elif not plan.has_room(program):
+            lines.append(
+                f"  the {program.name} alone would, but not beside the "
+                f"{_gib(beside(plan.job, plan.sizes, program.name))} GiB that lie there"
+            )
+    return lines
+
+
+def _memory(plan: Plan) -> list[str]:
+    """The table of bytes."""
+    found = parts_of(plan) or {"held": _resident(plan)}
+    names = list(dict.fromkeys(part for column in found.values() for part in column))
+    rows = [[name, *(_gib(column.get(name, 0)) for column in found.values())] for name in names]
+    rows.append(["total", *(_gib(sum(column.values())) for column in found.values())])
+    head = [f"GiB on a device (of {_gib(plan.where.memory)})", *found]
+    return _table(head, rows)
+
+
+def _micro_batches(plan: Plan) -> list[str]:
+    if not plan.tried:
+        return []
+    tried = ", ".join(f"{f.micro_batch} {'fits' if f.fits else 'does not'}" for f in plan.tried)
+    largest = plan.largest
+    known = f"largest micro-batch known to fit: {largest}" if largest else "no micro-batch fits"
+    return [f"{known} (rows per device and pass; tried: {tried})"]
+
+
+def _collectives(plan: Plan) -> list[str]:
+    links = plan.where.links
+    rows = [
+        [
+            program.name + (", a token" if program.name == "decode" else ""),
+            sent.kind,
+            f"{sent.count:,}",
+            f"{sent.bytes / 1e9:,.3f}",
+            f"{sent.bytes / links / 1e9:,.3f}" if plan.where.chip and links else "-",
+        ]
+        for program in plan.programs
+        for sent in program.collectives
+    ]
+    head = ["sent by a device", "", "number", "GB", f"GB a link (of {links})"]
+    return _table(head, rows) if rows else []
+
+
+def _work(plan: Plan) -> list[str]:
+    rows = []
+    for part in ("prefill", "decode", "scoring", "update"):
+        flops = getattr(plan.flops, part)
+        if flops:
+            time = plan.times.get(part)
+            least = [f"{time.least:,.3f}", time.bound] if time else ["-", ""]
+            rows.append([part, f"{flops / 1e12:,.1f}", *least])
+    total = sum(time.least for time in plan.times.values())
+    rows.append(["total", f"{plan.flops.total / 1e12:,.1f}", f"{total:,.3f}" if total else "-", ""])
+    note = "estimate: no step is faster; activations, latencies and the host come on top"
+    table = _table(["a training step", "TFLOP", "seconds, at least", "bound by"], rows)
+    return [*table, *([note] if plan.times else [])]
+
+
+def _advice(plan: Plan) -> list[str]:
+    if plan.fits:
+        return []
+    if not plan.advice:
+        return ["nothing that was looked at would fit: take a larger slice, or a smaller model"]
+    lines = ["would fit:"]
+    for advice in plan.advice:
+        how = "compiled" if advice is plan.confirmed else "by an estimate"
+        lines.append(f"  {advice.config.flags()}   ({_gib(advice.bytes)} GiB an update, {how})")
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns side by side: words to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.ljust(width) if i == 0 or not _numeric(i, rows) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return [line(head), *map(line, rows)]
+
+
+def _numeric(column: int, rows: Sequence[Sequence[str]]) -> bool:
+    return all(row[column][:1].isdigit() or row[column] in ("-", "") for row in rows)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Everything that is known, as plain values; sizes are bytes of a device, times seconds."""
+    return {
+        "config": dataclasses.asdict(plan.config),
+        "slice": {
+            "name": plan.where.name,
+            "chips": plan.where.chips,
+            "memory": plan.where.memory,
+            "links": plan.where.links,
+        },
+        "mesh": dict(plan.sizes),
+        "micro_batch": plan.micro_batch,
+        "fits": plan.fits,
+        "compiled": bool(plan.programs),
+        "held": dataclasses.asdict(plan.held),
+        "estimated_update": plan.estimated,
+        "cache": plan.cache,
+        "programs": {program.name: _program(plan, program) for program in plan.programs},
+        "tried": [dataclasses.asdict(found) for found in plan.tried],
+        "largest_micro_batch": plan.largest,
+        "flops": {**dataclasses.asdict(plan.flops), "total": plan.flops.total},
+        "seconds_at_least": {
+            part: {**dataclasses.asdict(time), "least": time.least, "bound": time.bound}
+            for part, time in plan.times.items()
+        },
+        "advice": list(_advice_values(plan)),
+    }
+
+
+def _program(plan: Plan, program: Program) -> dict[str, Any]:
+    return {
+        "seconds_to_compile": program.seconds,
+        "refusal": program.refusal,
+        "bytes": None if program.bytes is None else dataclasses.asdict(program.bytes),
+        "needed": plan.needed(program),
+        "collectives": [dataclasses.asdict(sent) for sent in program.collectives],
+    }
+
+
+def _advice_values(plan: Plan) -> Iterator[dict[str, Any]]:
+    for advice in plan.advice:
+        yield {
+            "flags": advice.config.flags(),
+            "estimated_bytes": advice.bytes,
+            "compiled": advice is plan.confirmed,
+        }
