@@ -1,9 +1,14 @@
 """``polopt plan``: whether a training step fits a TPU slice that is not here."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polopt.cli.parse import parse
@@ -23,11 +28,13 @@ model of billions of weights takes it minutes. Other options are those of
 polopt train."""
 
 _STYLES = (
-    ("bold", r"\A.*$|^(GiB on a device|a training step  |sent by a device|would fit:).*"),
+    ("bold", r"\A.*$|^([GM]iB on a device|a training step  |sent by a device|would fit:).*"),
     ("green", r"^fits.*"),
     ("red", r"^does not fit.*|^  the .* refused .*"),
     ("dim", r"^(polopt train|estimate:) .*"),
 )
+
+_SECONDS = 24  # characters of a line of progress beside what it is about
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,7 +46,8 @@ def run(argv: Sequence[str]) -> int:
     from polopt.plan.planner import make_plan
     from polopt.plan.report import as_json, text
 
-    plan = make_plan(config, method, _say)
+    with stopping_at_once():
+        plan = make_plan(config, method, watched)
     if config.picture is not None:
         from polopt.plan.picture import draw
 
@@ -51,6 +59,42 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _say(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"polopt: {what} ...", file=sys.stderr)
+@contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process: Python would wait for the compiler, which takes minutes."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def watched(what: str) -> Iterator[None]:
+    """Say on standard error what is being done, and for how many seconds."""
+    start, done, live = time.perf_counter(), threading.Event(), sys.stderr.isatty()
+    if live:  # what is longer than a line could not be written over
+        what = what[: shutil.get_terminal_size().columns - _SECONDS]
+
+    def say(text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)
+
+    def seconds() -> str:
+        return f" {time.perf_counter() - start:.0f} s"
+
+    def count() -> None:
+        while not done.wait(1.0):
+            say(f"\rpolopt: {what} ...{seconds()}")
+
+    counting = threading.Thread(target=count, daemon=True)
+    say(f"polopt: {what} ...")
+    if live:
+        counting.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if live:
+            counting.join()
+            say(f"\rpolopt: {what} ...")
+        say(f"{seconds()}\n")

@@ -63,7 +63,7 @@ def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
         + scores
         + _gradients(job, sizes, passes)
         + _gathered(job, sizes, width)
-        + _head(config, tensor, fixed=isinstance(job.policy, LoraModel))
+        + _head(job, tensor, micro_batch)
     )
 
 
@@ -87,11 +87,14 @@ def _gathered(job: Job, sizes: Sizes, width: int) -> float:
     return 2 * width * (attention + 3 * config.hidden_size * _mlp(config)) / sizes["tensor"]
 
 
-def _head(config: DecoderConfig, tensor: int, *, fixed: bool) -> float:
+def _head(job: Job, tensor: int, micro_batch: int) -> float:
     """The unembedding and its gradient, and a chunk of logits twice."""
+    config = job.policy.config
     table = config.vocab_size * config.hidden_size / tensor
-    chunk = default_chunk(config.vocab_size, config.hidden_size) * config.vocab_size / tensor
-    return _FLOAT * (table * (1 if fixed else 2) + 2 * chunk)
+    places = micro_batch * (job.prompt + job.completion)
+    chunk = min(default_chunk(config.vocab_size, config.hidden_size), places)
+    tables = 1 if isinstance(job.policy, LoraModel) else 2
+    return _FLOAT * (table * tables + 2 * chunk * config.vocab_size / tensor)
 
 
 def advise(
@@ -113,14 +116,15 @@ def advise(
             if found is not None:
                 sizes, micro_batch, needed = found
                 mesh = tuple(f"{name}={size}" for name, size in sizes.items() if size > 1)
-                changed = {"mesh": mesh or ("fsdp=1",), "micro_batch": micro_batch}
+                changed = {"mesh": mesh or ("fsdp=1",), "parallel": "mesh"}
+                changed |= {"micro_batch": micro_batch}
                 yield Advice(config=dataclasses.replace(tried, **changed), bytes=needed)
 
 
 def _first_mesh(job: Job, chips: int, memory: int) -> tuple[dict[str, int], int, int] | None:
     """(sizes, micro-batch, bytes) of the mesh that sends least of those that fit."""
     for sizes in _meshes(chips, job.policy.config.num_kv_heads):
-        found = _largest(job, sizes, memory)
+        found = _fitting(job, sizes, memory)
         if found is not None:
             return sizes, *found
     return None
@@ -133,8 +137,20 @@ def _meshes(chips: int, heads: int) -> Iterator[dict[str, int]]:
             yield {"data": 1, "fsdp": chips // tensor, "tensor": tensor, "sequence": 1}
 
 
-def _largest(job: Job, sizes: Sizes, memory: int) -> tuple[int, int] | None:
-    """(the largest micro-batch that fits, bytes with it); None if none does."""
+def largest(job: Job, sizes: Sizes, memory: int) -> int:
+    """The largest micro-batch that fits, in rows of a device per pass; 0 if none does.
+
+    Args:
+      job: what is computed.
+      sizes: of the mesh.
+      memory: bytes of a device.
+    """
+    found = _fitting(job, sizes, memory)
+    return found[0] if found else 0
+
+
+def _fitting(job: Job, sizes: Sizes, memory: int) -> tuple[int, int] | None:
+    """(the largest micro-batch that fits, bytes with it)."""
     try:
         resident, cache = held(job, sizes).total, sampler_bytes(job, sizes)
     except PoloptError:  # the mesh does not cut this model

@@ -1,16 +1,17 @@
 """What devices tell each other in a compiled program, read from its text (HLO).
 
-A loop's body stands once in the text and is counted as often as it runs, where the compiler knows
-how often that is.
+A loop's body stands once in the text and is counted as often as it runs, if that is a number there.
+What the TPU's compiler sends while it computes stands in the text of every fusion that it sends it
+behind: such an operation has the same channel everywhere, and counts once.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -25,8 +26,15 @@ _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d(?:fn)?)?)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":"?(\d+)"?\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"ROOT .* compare\([^,]+, ?%?([\w.\-]+)\), direction=LT")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_ON_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_AXIS = re.compile(r"'([^']*)'=(\d+)")
+_GROUPED = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?")  # a part of an axis has its size behind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,16 +60,29 @@ def collectives(text: str) -> tuple[Collective, ...]:
       text: of the program after partitioning, `jax.stages.Compiled.as_text()`.
     """
     computations, entry = _read(text)
-    counts: collections.Counter[str] = collections.Counter()
-    sizes: collections.Counter[str] = collections.Counter()
-    for kind, size, times in _walk(computations, entry, 1):
-        counts[kind] += times
-        sizes[kind] += size * times
+    found: dict[object, _Sent] = {}
+    for sent in _walk(computations, entry, 1):
+        key = object() if sent.channel is None else sent.channel
+        if key not in found or sent.times > found[key].times:
+            found[key] = sent
     return tuple(
-        Collective(kind=kind, count=counts[kind], bytes=sizes[kind])
+        Collective(
+            kind=kind,
+            count=sum(sent.times for sent in found.values() if sent.kind == kind),
+            bytes=sum(sent.times * sent.bytes for sent in found.values() if sent.kind == kind),
+        )
         for kind in KINDS
-        if counts[kind]
+        if any(sent.kind == kind for sent in found.values())
     )
+
+
+class _Sent(NamedTuple):
+    """One operation of the text."""
+
+    kind: str
+    bytes: int  # each time
+    times: int
+    channel: str | None
 
 
 def _read(text: str) -> tuple[dict[str, list[str]], str]:
@@ -78,26 +99,35 @@ def _read(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _walk(
-    computations: Mapping[str, list[str]], name: str, times: int
-) -> Iterator[tuple[str, int, int]]:
-    """(kind, bytes sent, how often) of every collective that a computation runs."""
+def _walk(computations: Mapping[str, list[str]], name: str, times: int) -> Iterator[_Sent]:
+    """Every collective that a computation runs."""
     for line in computations.get(name, ()):
         operation = _OPERATION.match(line)
         if operation is None:
             continue
         shape, verb, rest = operation.groups()
         kind = verb.removesuffix("-start")
-        if kind in KINDS and not verb.endswith("-done"):
-            members = _members(rest)
-            yield kind, _sent(kind, _result(kind, shape, members, verb != kind), members), times
-        trips = _TRIPS.search(rest) if verb == "while" else None
-        inner = times * (int(trips[1]) if trips else 1)
+        if kind in KINDS:
+            members, channel = _members(rest), _CHANNEL.search(rest)
+            size = _sent(kind, _result(kind, shape, members, verb != kind), members)
+            yield _Sent(kind, size, times, channel[1] if channel else None)
+        inner = times * (_trips(computations, rest) if verb == "while" else 1)
         called = _CALLED.findall(rest)
         for branches in _BRANCHES.findall(rest):
             called += re.findall(r"[\w.\-]+", branches)
         for other in called:
             yield from _walk(computations, other, inner)
+
+
+def _trips(computations: Mapping[str, list[str]], loop: str) -> int:
+    """How often a loop runs: as often as the text says, or the number it counts up to; else 1."""
+    if said := _TRIPS.search(loop):
+        return int(said[1])
+    condition = _CONDITION.search(loop)
+    lines = computations.get(condition[1], []) if condition else []
+    constants = dict(found.groups() for line in lines if (found := _CONSTANT.search(line)))
+    below = next((found[1] for line in lines if (found := _BELOW.search(line))), None)
+    return int(constants.get(below, 1))
 
 
 def _result(kind: str, shape: str, members: int, started: bool) -> int:
@@ -118,6 +148,9 @@ def _members(rest: str) -> int:
     """Devices that take part together; 1 where the text does not say."""
     if listed := _LISTED.search(rest):
         return listed[1].count(",") + 1
+    if on_mesh := _ON_MESH.search(rest):
+        sizes = dict(_AXIS.findall(on_mesh[1]))
+        return math.prod(int(part or sizes[axis]) for axis, part in _GROUPED.findall(on_mesh[2]))
     counted = _COUNTED.search(rest)
     return int(counted[1]) if counted else 1
 

@@ -20,6 +20,14 @@ from polopt.plan.collectives import Collective, collectives
 from polopt.plan.slices import CPU, Slice
 
 _WORDS = 300  # characters of a refusal that are kept
+# A TPU of this machine is not asked for, nor another process that may have it, and a machine
+# without one is not warned of.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
 _MEMORY = re.compile(r"CompileTimeHbmOom|Ran out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
@@ -131,13 +139,27 @@ def devices_of(where: Slice) -> Sequence[Any]:
             'planning for a TPU needs its compiler, the package libtpu: pip install "polopt[tpu]" '
             "(Linux), or leave the compiler out (--no-compile)"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody is asked about a TPU of this machine
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    bounds = {} if where.chips > 1 else {"chips_per_host_bounds": [1, 1, 1]}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **bounds)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.topology, **_options(where)
+        )
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         words = _shortened(str(error))
         raise PoloptError(f"slice: the compiler has no {where.topology}: {words}") from error
     return found.devices
+
+
+def _options(where: Slice) -> dict[str, Any]:
+    """Of a topology: one device to a chip, chips of a host, and dimensions that are rings."""
+    flat = len(where.shape) < 3
+    x, y, *_ = where.shape
+    return {
+        "chip_config_name": "default" if flat else "megacore",
+        "chips_per_host_bounds": (min(x, 2), min(y, 2), 1),
+        "wrap": (*where.wraps, False) if flat else where.wraps,
+        "num_slices": 1,
+    }

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from polopt.errors import UsageError
 from polopt.train.config import TrainConfig
 from polopt.train.fields import RANGES, check
 
@@ -66,6 +67,8 @@ class PlanConfig:
     quantise: Literal["int8", "int4", "nf4"] | None = None
     """Keep the model under the adapters in eight or four bits a number."""
 
+    parallel: Literal["mesh", "pmap"] = "mesh"
+    """How to spread over devices: mesh, a part of the model on each; pmap, a copy."""
     mesh: tuple[str, ...] = ()
     """Sizes of the mesh, whose product is the devices: data=2 fsdp=4 (also tensor=, sequence=; -1
     for what is left; none given: fsdp=-1)."""
@@ -83,6 +86,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         """Check every field, so that a configuration that exists is valid."""
         check(self, _RANGES)
+        if self.parallel == "pmap" and self.mesh:
+            raise UsageError("mesh: parallel=pmap has none: leave one of them out")
         self.training()
 
     def training(self) -> TrainConfig:
@@ -98,6 +103,7 @@ class PlanConfig:
     def flags(self) -> str:
         """What `polopt train` is told for such a run, of what makes a difference to the plan."""
         said = [f"--mesh {' '.join(self.mesh or ('fsdp=-1',))}"]
+        said = ["--parallel pmap"] if self.parallel == "pmap" else said
         said += [f"--compute-dtype {self.compute_dtype}"]
         said += [f"--micro-batch {self.micro_batch}"] if self.micro_batch else []
         said += ["--remat"] if self.remat else []

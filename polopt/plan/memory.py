@@ -59,17 +59,13 @@ def beside(job: Job, sizes: Sizes, step: str) -> int:
     Args:
       job: what is computed.
       sizes: of the mesh.
-      step: "update", "scoring", "prefill" or "decode".
+      step: "update", "scoring", "prefill", "decode", or "sampling" for both of these.
     """
     roles, all_of_it = job.roles, held(job, sizes)
-    read = {
-        "update": (*roles.trained, *roles.update),
-        "scoring": roles.scoring(),
-        "prefill": ("policy",),
-        "decode": ("policy",),
-    }[step]
+    read = {"update": (*roles.trained, *roles.update), "scoring": roles.scoring()}
+    names = dict.fromkeys(read.get(step, ("policy",)))
     everyone = together(job.given, job.state.params)
-    taken = bytes_of({name: everyone[name] for name in dict.fromkeys(read)}, sizes)
+    taken = bytes_of({name: everyone[name] for name in names}, sizes)
     return all_of_it.total - taken - (all_of_it.optimiser if step == "update" else 0)
 
 

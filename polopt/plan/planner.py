@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from polopt.algorithm import Algorithm
 from polopt.plan import steps
-from polopt.plan.advice import Advice, advise, micro_batches, update_bytes
+from polopt.plan.advice import Advice, advise, largest, micro_batches, update_bytes
 from polopt.plan.compile import Program, compile_program, devices_of
 from polopt.plan.config import PlanConfig
 from polopt.plan.flops import Flops, count
@@ -17,10 +19,11 @@ from polopt.plan.job import Job, make_job
 from polopt.plan.memory import Held, Sizes, beside, held, sampler_bytes
 from polopt.plan.roofline import Time, estimate
 from polopt.plan.slices import Slice, read_slice
-from polopt.train.parallel import Sharded, make_mesh
+from polopt.train.parallel import Pmap, Sharded, make_mesh
 from polopt.train.parallel.mesh import fill_sizes, read_sizes
 
-Say = Callable[[str], None]
+Watch = Callable[[str], AbstractContextManager[Any]]
+"""`with watch(what):` is around everything that takes long, and is told what it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,21 +97,21 @@ class Plan:
 def make_plan(
     config: PlanConfig,
     method: Algorithm | Callable[..., Algorithm],
-    say: Say = lambda text: None,
+    watch: Watch = contextlib.nullcontext,
 ) -> Plan:
     """Plan a training step.
 
     Args:
       config: of the plan.
       method: that `config.algorithm` names.
-      say: is told what is being compiled.
+      watch: see `Watch`.
 
     Raises:
       PoloptError: an unknown slice or model, settings that make no run, a mesh that does not cut
         the model, or a compiler that is not installed or fails for another reason than memory.
     """
     where = read_slice(config.slice)
-    sizes = _filled(config, where.chips)
+    sizes = _sizes(config, where.chips)
     make = functools.partial(make_job, method=method)
     job = make(config)
     resident, parts = held(job, sizes), sizes["data"] * sizes["fsdp"]
@@ -116,13 +119,14 @@ def make_plan(
     programs: tuple[Program, ...] = ()
     tried: tuple[Found, ...] = ()
     if config.compile:
-        form = Sharded(make_mesh(sizes, devices_of(where)))
+        form = _form(config, sizes, where)
         form.check(job.policy.config, job.params)
-        programs = tuple(_programs(job, form, micro_batch, say))
+        programs = tuple(_programs(job, form, micro_batch, watch))
         room = where.memory - beside(job, sizes, "update")
         tried = (_tried(micro_batch, programs[0], room),)
         if config.search:
-            tried += tuple(_search(job, form, room, tried[0], config.search, say))
+            guess = largest(job, sizes, where.memory)
+            tried += tuple(_search(job, form, room, tried[0], guess, config.search, watch))
     flops = count(job, micro_batch, parts)
     plan = Plan(
         config=config,
@@ -140,19 +144,22 @@ def make_plan(
         advice=(),
         confirmed=None,
     )
-    return plan if plan.fits else _advised(plan, make, say)
+    return plan if plan.fits else _advised(plan, make, watch)
 
 
-def _programs(job: Job, form: Sharded, micro_batch: int, say: Say) -> Iterator[Program]:
+def _programs(job: Job, form: Sharded | Pmap, micro_batch: int, watch: Watch) -> Iterator[Program]:
     """The programs of a training step, in the order in which they matter."""
 
     def made(name: str, lower: Callable[[], Any]) -> Program:
-        say(f"compiling the {name}")
-        return compile_program(name, lower)
+        with watch(f"compiling the {name}"):
+            return compile_program(name, lower)
 
     yield made("update", lambda: steps.lower_update(job, form, micro_batch))
     if job.roles.columns:
         yield made("scoring", lambda: steps.lower_scoring(job, form, micro_batch))
+    if isinstance(form, Pmap):
+        yield made("sampling", lambda: steps.lower_sampling(job, form))
+        return
     prefill = made("prefill", lambda: steps.lower_prefill(job, form))
     yield prefill
     if prefill.bytes is not None:
@@ -161,21 +168,38 @@ def _programs(job: Job, form: Sharded, micro_batch: int, say: Say) -> Iterator[P
 
 
 def _search(
-    job: Job, form: Sharded, room: int, first: Found, most: int, say: Say
+    job: Job,
+    form: Sharded | Pmap,
+    room: int,
+    first: Found,
+    guess: int,
+    most: int,
+    watch: Watch,
 ) -> Iterator[Found]:
-    """Other micro-batches by bisection, at most so many, until the largest that fits is known."""
+    """Other micro-batches, at most so many, until the largest that fits is known.
+
+    Args:
+      job, form: what is computed, and where.
+      room: bytes on a device that an update may take.
+      first: what is known already.
+      guess: the largest that fits by an estimate; 0 if none does.
+      most: programs to compile.
+      watch: see `Watch`.
+    """
     known = sorted({*micro_batches(job, form.parts), first.micro_batch})
     at = known.index(first.micro_batch)
     fitting, failing = (at, len(known)) if first.fits else (-1, at)
+    place = sum(size <= guess for size in known) - 1
     for _ in range(most):
         if failing - fitting <= 1:
             return
-        middle = (fitting + failing) // 2
-        micro_batch = known[middle]
-        say(f"compiling the update with a micro-batch of {micro_batch}")
-        lower = functools.partial(steps.lower_update, job, form, micro_batch)
-        found = _tried(micro_batch, compile_program("update", lower), room)
-        fitting, failing = (middle, failing) if found.fits else (fitting, middle)
+        place = min(max(place, fitting + 1), failing - 1)
+        micro_batch = known[place]
+        with watch(f"compiling the update with a micro-batch of {micro_batch}"):
+            lower = functools.partial(steps.lower_update, job, form, micro_batch)
+            found = _tried(micro_batch, compile_program("update", lower), room)
+        fitting, failing = (place, failing) if found.fits else (fitting, place)
+        place += 1 if found.fits else -1
         yield found
 
 
@@ -185,30 +209,39 @@ def _tried(micro_batch: int, update: Program, room: int) -> Found:
     return Found(micro_batch=micro_batch, fits=fits)
 
 
-def _advised(plan: Plan, make: Callable[[PlanConfig], Job], say: Say) -> Plan:
+def _advised(plan: Plan, make: Callable[[PlanConfig], Job], watch: Watch) -> Plan:
     """The plan with settings that would fit; the compiler is asked until it accepts one."""
     where, found = plan.where, []
     confirmed = None
     for advice in advise(plan.config, make, where.chips, where.memory):
         found.append(advice)
         if confirmed is None and plan.programs and len(found) <= plan.config.search:
-            say(f"compiling the update with {advice.config.flags()}")
-            confirmed = advice if _accepted(advice.config, make, where) else None
+            with watch(f"compiling the update with {advice.config.flags()}"):
+                confirmed = advice if _accepted(advice.config, make, where) else None
     return dataclasses.replace(plan, advice=tuple(found), confirmed=confirmed)
 
 
 def _accepted(config: PlanConfig, make: Callable[[PlanConfig], Job], where: Slice) -> bool:
-    job, sizes = make(config), _filled(config, where.chips)
-    form = Sharded(make_mesh(sizes, devices_of(where)))
+    job, sizes = make(config), _sizes(config, where.chips)
+    form = _form(config, sizes, where)
     micro_batch, _ = job.split(config.micro_batch, form.parts)
     program = compile_program("update", lambda: steps.lower_update(job, form, micro_batch))
     return _tried(micro_batch, program, where.memory - beside(job, sizes, "update")).fits
 
 
-def _filled(config: PlanConfig, devices: int) -> Sizes:
-    """Sizes of the mesh, all of them numbers.
+def _form(config: PlanConfig, sizes: Sizes, where: Slice) -> Sharded | Pmap:
+    """How a run of that configuration is spread over the slice."""
+    devices = devices_of(where)
+    if config.parallel == "pmap":
+        return Pmap(len(devices), where=tuple(devices))
+    return Sharded(make_mesh(sizes, devices))
+
+
+def _sizes(config: PlanConfig, devices: int) -> Sizes:
+    """Sizes of the mesh, all of them numbers; copies on all devices are those of "data".
 
     Raises:
       PoloptError: sizes that do not make so many devices.
     """
-    return fill_sizes(read_sizes(config.mesh or ("fsdp=-1",)), devices)
+    asked = ("data=-1",) if config.parallel == "pmap" else config.mesh or ("fsdp=-1",)
+    return fill_sizes(read_sizes(asked), devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from polopt.plan.compile import Program
 from polopt.plan.memory import beside
 from polopt.plan.planner import Plan
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+_WIDTH = 80  # columns, for sentences
 
 
 def parts_of(plan: Plan) -> dict[str, dict[str, int]]:
@@ -67,18 +69,19 @@ def text(plan: Plan) -> str:
 
 
 def _title(plan: Plan) -> list[str]:
-    job, where = plan.job, plan.where
+    job, where, config = plan.job, plan.where, plan.config
     devices = f"{where.chips} {'chips' if where.chip else 'CPU devices'}"
     mesh = " x ".join(f"{name}={size}" for name, size in plan.sizes.items() if size > 1)
+    spread = "a copy on each" if config.parallel == "pmap" else f"mesh {mesh or 'of one device'}"
     update = job.alg.update
     _, rows = job.split(plan.micro_batch, plan.sizes["data"] * plan.sizes["fsdp"])
     return [
-        f"{plan.config.model}, {job.alg.name or plan.config.algorithm}, on {where.name}: "
-        f"{devices}, mesh {mesh or 'of one device'}",
-        f"a training step: {job.prompts} prompts of {job.prompt} tokens, {job.group_size} "
-        f"completions of {job.completion} each; {update.epochs} x {update.minibatches} optimiser "
-        f"steps of {rows} rows, {plan.micro_batch} per device and pass",
-        f"polopt train {plan.config.flags()}",
+        f"{config.model}, {job.alg.name or config.algorithm}, on {where.name}: {devices}, {spread}",
+        f"a rollout: {job.prompts} prompts of {job.prompt} tokens, {job.group_size} completions of "
+        f"{job.completion} each",
+        f"its update: {update.epochs} x {update.minibatches} optimiser steps of {rows} rows, "
+        f"{plan.micro_batch} per device and pass",
+        f"polopt train {config.flags()}",
     ]
 
 
@@ -89,22 +92,34 @@ def _verdict(plan: Plan) -> list[str]:
     lines = ["fits" if plan.fits else "does not fit"]
     for program in plan.programs:
         if program.refusal is not None:
-            lines.append(f"  the {program.name} is refused by the compiler: {program.refusal}")
+            lines.append(f"the {program.name} is refused by the compiler: {program.refusal}")
         elif not plan.has_room(program):
+            beside_it = _gib(beside(plan.job, plan.sizes, program.name))
             lines.append(
-                f"  the {program.name} alone would, but not beside the "
-                f"{_gib(beside(plan.job, plan.sizes, program.name))} GiB that lie there"
+                f"the {program.name} would fit alone, but not beside the {beside_it} GiB that lie "
+                "there"
             )
-    return lines
+    first, *reasons = lines
+    wrapped = (
+        textwrap.fill(reason, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+        for reason in reasons
+    )
+    return [first, *wrapped]
 
 
 def _memory(plan: Plan) -> list[str]:
     """The table of bytes."""
     found = parts_of(plan) or {"held": _resident(plan)}
     names = list(dict.fromkeys(part for column in found.values() for part in column))
-    rows = [[name, *(_gib(column.get(name, 0)) for column in found.values())] for name in names]
-    rows.append(["total", *(_gib(sum(column.values())) for column in found.values())])
-    head = [f"GiB on a device (of {_gib(plan.where.memory)})", *found]
+    most = max(sum(column.values()) for column in found.values())
+    unit, size = ("GiB", GIB) if most >= GIB / 10 else ("MiB", MIB)
+
+    def said(bytes_: float) -> str:
+        return f"{bytes_ / size:,.2f}"
+
+    rows = [[name, *(said(column.get(name, 0)) for column in found.values())] for name in names]
+    rows.append(["total", *(said(sum(column.values())) for column in found.values())])
+    head = [f"{unit} on a device (of {said(plan.where.memory)})", *found]
     return _table(head, rows)
 
 
@@ -124,13 +139,14 @@ def _collectives(plan: Plan) -> list[str]:
             program.name + (", a token" if program.name == "decode" else ""),
             sent.kind,
             f"{sent.count:,}",
-            f"{sent.bytes / 1e9:,.3f}",
-            f"{sent.bytes / links / 1e9:,.3f}" if plan.where.chip and links else "-",
+            _short(sent.bytes / 1e6),
+            _short(sent.bytes / links / 1e6) if links else "-",
         ]
         for program in plan.programs
         for sent in program.collectives
     ]
-    head = ["sent by a device", "", "number", "GB", f"GB a link (of {links})"]
+    per_link = f"MB a link (of {links})" if links else "a link"
+    head = ["sent by a device", "", "number", "MB", per_link]
     return _table(head, rows) if rows else []
 
 
@@ -140,10 +156,10 @@ def _work(plan: Plan) -> list[str]:
         flops = getattr(plan.flops, part)
         if flops:
             time = plan.times.get(part)
-            least = [f"{time.least:,.3f}", time.bound] if time else ["-", ""]
-            rows.append([part, f"{flops / 1e12:,.1f}", *least])
+            least = [_short(time.least), time.bound] if time else ["-", ""]
+            rows.append([part, _short(flops / 1e12), *least])
     total = sum(time.least for time in plan.times.values())
-    rows.append(["total", f"{plan.flops.total / 1e12:,.1f}", f"{total:,.3f}" if total else "-", ""])
+    rows.append(["total", _short(plan.flops.total / 1e12), _short(total) if total else "-", ""])
     note = "estimate: no step is faster; activations, latencies and the host come on top"
     table = _table(["a training step", "TFLOP", "seconds, at least", "bound by"], rows)
     return [*table, *([note] if plan.times else [])]
@@ -177,6 +193,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _numeric(column: int, rows: Sequence[Sequence[str]]) -> bool:
     return all(row[column][:1].isdigit() or row[column] in ("-", "") for row in rows)
+
+
+def _short(x: float) -> str:
+    """Three digits, and all that stand before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _gib(size: float) -> str:

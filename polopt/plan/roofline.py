@@ -103,10 +103,9 @@ def _moved(job: Job, sizes: Sizes, resident: Held, micro_batch: int) -> Mapping[
 def _sent(job: Job, sizes: Sizes, programs: Sequence[Program]) -> Mapping[str, float]:
     """Bytes that a chip sends, by part, of what was compiled."""
     rounds = job.rounds(sizes["data"] * sizes["fsdp"])
-    times = {"prefill": rounds, "decode": rounds * job.completion, "scoring": 1}
-    times["update"] = job.optimiser_steps
+    times = {"prefill": rounds, "decode": rounds * job.completion, "update": job.optimiser_steps}
     return {
-        program.name: times[program.name] * sum(sent.bytes for sent in program.collectives)
+        program.name: times.get(program.name, 1) * sum(sent.bytes for sent in program.collectives)
         for program in programs
         if program.bytes is not None
     }

@@ -26,6 +26,8 @@ _CUBES = {
     512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16",
 }  # fmt: skip
 
+_ACROSS, _CUBE = 16, 4  # chips along a side of a pod of v5e or v6e, and of a cube of the others
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
@@ -102,9 +104,19 @@ class Slice:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.chips
 
     @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which dimensions close to a ring: those across a pod, and all of them in whole cubes."""
+        if len(self.shape) < 3:
+            return tuple(size == _ACROSS for size in self.shape)
+        return (all(size % _CUBE == 0 for size in self.shape),) * 3
+
+    @property
     def links(self) -> int:
-        """Links of a chip that lead to other chips: two in each direction of the torus."""
-        return sum(2 if size > 2 else size - 1 for size in self.shape)
+        """Links of a chip that lead to other chips: of one that has fewest, in a corner if any."""
+        if self.chip is None:
+            return 0
+        ends = zip(self.shape, self.wraps, strict=True)
+        return sum(2 if wraps else int(size > 1) for size, wraps in ends)
 
 
 def read_slice(name: str) -> Slice:

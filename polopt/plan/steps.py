@@ -13,14 +13,15 @@ from polopt.compiler import kept_barriers
 from polopt.models.language_model import Params
 from polopt.plan.job import Job, Shape
 from polopt.rollout import lanes as device
-from polopt.rollout.lanes import Lanes
+from polopt.rollout.lanes import Generated, Lanes
+from polopt.rollout.sampler import generate
 from polopt.train.models import together
-from polopt.train.parallel import Sharded
+from polopt.train.parallel import Pmap, Sharded
 from polopt.train.rows import round_up
 from polopt.train.update import make_scorer, make_update
 
 
-def lower_update(job: Job, form: Sharded, micro_batch: int | None) -> Any:
+def lower_update(job: Job, form: Sharded | Pmap, micro_batch: int | None) -> Any:
     """An optimiser step (`polopt.train.update.make_update`), as `jax.stages.Lowered`.
 
     Args:
@@ -34,6 +35,7 @@ def lower_update(job: Job, form: Sharded, micro_batch: int | None) -> Any:
         job.roles.chosen(job.roles.update),
         job.optimizer,
         micro_batch=micro,
+        axis=form.axis,
         shards=form.shards,
         remat=job.config.remat,
     )
@@ -43,10 +45,8 @@ def lower_update(job: Job, form: Sharded, micro_batch: int | None) -> Any:
     return form.step(update).lower(state, given, job.trajectories(), job.prepared(), rows, layout)
 
 
-def lower_scoring(job: Job, form: Sharded, micro_batch: int | None) -> Any | None:
-    """The recorded columns of a rollout; None for a method that needs none."""
-    if not job.roles.columns:
-        return None
+def lower_scoring(job: Job, form: Sharded | Pmap, micro_batch: int | None) -> Any:
+    """The recorded columns of a rollout, for a method that needs some."""
     models, wanted = job.roles.scoring(), tuple(job.roles.columns.values())
     micro, _ = job.split(micro_batch, form.parts)
     scorer = make_scorer(job.roles.chosen(models), wanted, micro_batch=micro, shards=form.shards)
@@ -55,6 +55,34 @@ def lower_scoring(job: Job, form: Sharded, micro_batch: int | None) -> Any | Non
     everyone = form.abstract(together(job.given, job.state.params))
     numbers = Shape((rows,), jnp.int32)
     return form.rows(scorer, dealt=2).lower(everyone, job.trajectories(), numbers, layout)
+
+
+def lower_sampling(job: Job, form: Pmap) -> Any:
+    """A whole call of the sampler: one program, where devices have rows of their own."""
+    drawing = job.drawing()
+
+    def complete(
+        params: Params, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any
+    ) -> Generated:
+        return generate(
+            job.policy,
+            params,
+            prompts,
+            lengths,
+            ids.reshape(-1),
+            key=key,
+            group_size=job.group_size,
+            max_new_tokens=job.completion,
+            decoding=drawing.decoding,
+            eos_ids=drawing.eos_ids,
+            offset=offset.reshape(-1),
+        )
+
+    P = round_up(job.prompts, form.parts)
+    prompts, lengths = Shape((P, job.prompt), jnp.int32), Shape((P,), jnp.int32)
+    row = Shape((P, job.group_size), jnp.int32)
+    sampler = form.rows(complete, dealt=4)
+    return sampler.lower(job.params, _key(), prompts, lengths, row, row)
 
 
 def lower_prefill(job: Job, form: Sharded) -> Any:
@@ -76,8 +104,7 @@ def lower_prefill(job: Job, form: Sharded) -> Any:
 
     prompts = Shape((slots.prompts, job.prompt), jnp.int32)
     lengths = Shape((slots.prompts,), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return _lower(form, read, form.abstract(job.params), prompts, lengths, key)
+    return _lower(form, read, form.abstract(job.params), prompts, lengths, _key())
 
 
 def lower_decode(job: Job, form: Sharded, lanes: Lanes) -> Any:
@@ -106,6 +133,10 @@ def lanes_after(lowered: Any, compiled: Any) -> Lanes:
         return Shape(out.shape, out.dtype, sharding=sharding)
 
     return jax.tree.map(shape, lowered.out_info, compiled.output_shardings)
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _lower(form: Sharded, fn: Callable[..., Any], *args: Any, **how: Any) -> Any:

@@ -11,7 +11,7 @@ from polopt.plan.job import make_job
 SHAPE = DecoderConfig(
     vocab_size=512,
     hidden_size=64,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=16,

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from polopt.plan.collectives import collectives
 
-# A loop of seven whose body gathers, a started sum, and a parts-wise sum behind a fusion's call.
+# A loop of seven whose body gathers, one that counts to three and gathers behind two fusions, a
+# started sum, and a parts-wise sum behind a fusion's call.
 TEXT = """\
 HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->f32[]}
 
@@ -25,6 +26,30 @@ HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->
   ROOT %t = (s32[], bf16[4,128]{1,0}) tuple(%p, %w)
 }
 
+%count (p: (s32[])) -> pred[] {
+  %n = s32[]{:T(128)} constant(3), metadata={op_name="n"}
+  %p = (s32[]{:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%behind (w: bf16[4,128]) -> bf16[8,128] {
+  %w = bf16[4,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%w), channel_id=5, replica_groups=[4,2]<=[8]
+}
+
+%twice (p: (s32[])) -> (s32[]) {
+  %p = (s32[]) parameter(0)
+  %a = bf16[8,128]{1,0} fusion(%p), kind=kCustom, calls=%behind
+  %b = bf16[8,128]{1,0} fusion(%a), kind=kCustom, calls=%behind.clone
+  ROOT %t = (s32[]) tuple(%p)
+}
+
+%behind.clone (w: bf16[4,128]) -> bf16[8,128] {
+  %w = bf16[4,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%w), channel_id=5, replica_groups=[4,2]<=[8]
+}
+
 %inner (x: f32[64]) -> f32[16] {
   %x = f32[64]{0} parameter(0)
   ROOT %r = f32[16]{0} reduce-scatter(%x), replica_groups={{0,1,2,3},{4,5,6,7}}
@@ -37,6 +62,10 @@ ENTRY %main (q: f32[8,16]) -> f32[] {
   %d = f32[8,16]{1,0} all-reduce-done(%s)
   %f = f32[16]{0} fusion(%d), kind=kLoop, calls=%inner
   %h = (f32[4]{0}, f32[8]{0}) all-gather-start(%f), replica_groups=[4,2]<=[8], dimensions={0}
+  %v = (s32[]) while(%q), condition=%count, body=%twice
+  %m = f32[6]{0} all-to-all(%f), replica_groups=mesh['a'=2,'b'=3] {'b'}, dimensions={0}
+  %n = f32[8]{0} collective-permute(%f), source_target_pairs={{0,1},{1,0}}
+  %k = f32[8]{0} all-to-all(%f), replica_groups=mesh['a'=2,'b'=8] {'a','b':(1)2}, dimensions={0}
   ROOT %o = f32[] constant(0)
 }
 """
@@ -45,13 +74,16 @@ ENTRY %main (q: f32[8,16]) -> f32[] {
 def test_a_text_written_by_hand():
     found = {c.kind: (c.count, c.bytes) for c in collectives(TEXT)}
     # Of 4 devices each sends 3 of the 4 parts of 16 x 128 x 2 bytes, seven times; of 2 devices
-    # each sends its half of 8 x 4 bytes.
-    gathered = 7 * 3 * (16 * 128 * 2 // 4) + 4 * 4
+    # each sends its half of 8 x 4 bytes, and of 8 x 128 x 2 three times.
+    gathered = 7 * 3 * (16 * 128 * 2 // 4) + 4 * 4 + 3 * (8 * 128 * 2 // 2)
     # A ring sums and gathers: 7 of 8 parts of 8 x 16 x 4 bytes, twice.
     assert found == {
-        "all-gather": (8, gathered),
+        "all-gather": (8 + 3, gathered),
         "all-reduce": (1, 2 * 7 * (8 * 16 * 4 // 8)),
         "reduce-scatter": (1, 3 * 16 * 4),
+        # Of three devices each keeps a third; of 2 x 2, where "b" is cut in two and 4, a quarter.
+        "all-to-all": (2, 6 * 4 * 2 // 3 + 8 * 4 * 3 // 4),
+        "collective-permute": (1, 8 * 4),
     }
 
 

@@ -29,12 +29,14 @@ def test_names_mean_what_the_pages_list(name, topology, chips):
     assert read_slice(topology).shape == found.shape
 
 
-def test_links_lead_to_neighbours_that_are_there():
-    # A ring of two has one link between them; longer rings close, and a single chip has none.
-    links = {
-        name: read_slice(name).links for name in ("v5e-1", "v5e-4", "v5e-16", "v4-8", "v4-128")
-    }
-    assert links == {"v5e-1": 0, "v5e-4": 2, "v5e-16": 4, "v4-8": 2, "v4-128": 6}
+@pytest.mark.parametrize(
+    ("name", "links"),
+    # In a corner of a mesh there is one link to each side; whole cubes and pods are closed.
+    [("v5e-1", 0), ("v5e-4", 2), ("v5e-16", 2), ("v5e-128", 3), ("v6e-256", 4),
+     ("v4-8", 2), ("v4-16", 3), ("v5p-64", 3), ("v4-128", 6), ("v5p-2048", 6)],
+)  # fmt: skip
+def test_links_lead_to_neighbours_that_are_there(name, links):
+    assert read_slice(name).links == links
 
 
 def test_a_link_is_its_share_of_what_a_chip_has_in_both_directions():

@@ -23,11 +23,12 @@ AXIS = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Pmap:
-    """So many local devices; see `Parallel`."""
+    """So many devices, local ones if it is not said `where`; see `Parallel`."""
 
     devices: int
     shards: int = 1
     axis: str = AXIS
+    where: tuple[Any, ...] | None = None  # may be of a topology that is not here: `lower`
 
     @property
     def platform(self) -> str:
@@ -48,7 +49,7 @@ class Pmap:
 
     def place(self, tree: Any) -> Any:
         """Put a copy on every device."""
-        return _copier(tuple(self._devices()))(tree, np.arange(self.devices))
+        return _copier(tuple(self.local))(tree, np.arange(self.devices))
 
     def build(self, make: Callable[..., Any], *args: Any) -> Any:
         """Made once, and copied."""
@@ -64,49 +65,86 @@ class Pmap:
 
     def step(self, update: Callable[..., Any]) -> Callable[..., Any]:
         """See `Parallel`."""
-        mapped = jax.pmap(
-            update,
-            axis_name=AXIS,
-            in_axes=(0, 0, None, None, 0, 0),
-            donate_argnums=0,
-            devices=self._devices(),
-        )
 
-        def run(
-            state: Any,
-            given: Any,
-            trajectories: Any,
-            prepared: Any,
-            rows: np.ndarray,
-            layout: Any = None,
-        ) -> tuple[Any, Any]:
-            rows, layout = self._deal((rows, layout))
-            state, info = mapped(state, given, trajectories, prepared, rows, layout)
-            return state, jax.tree.map(lambda x: x[0], info)
+        def once(out: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, info = out
+            return state, self.single(info)
 
-        return run
+        return Mapped(self, update, once, placed=2, dealt=2, donate_argnums=0)
 
     def rows(self, fn: Callable[..., Any], *, dealt: int) -> Callable[..., Any]:
         """See `Parallel`."""
-        mapped = jax.pmap(
-            fn, axis_name=AXIS, in_axes=(0, None) + (0,) * dealt, devices=self._devices()
-        )
 
-        def run(params: Any, shared: Any, *rows: Any) -> Any:
-            out = mapped(params, shared, *(self._deal(x) for x in rows))
+        def joined(out: Any) -> Any:
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
-        return run
+        return Mapped(self, fn, joined, placed=1, dealt=dealt)
 
     def ambient(self) -> AbstractContextManager[Any]:
         """Nothing: the mapped functions know their devices."""
         return contextlib.nullcontext()
 
-    def _deal(self, tree: Any) -> Any:
+    def deal(self, tree: Any) -> Any:
+        """Rows `[R, ...]` as equal parts `[devices, R / devices, ...]`."""
         return jax.tree.map(lambda x: jnp.reshape(x, (self.devices, -1, *x.shape[1:])), tree)
 
-    def _devices(self) -> list[Any]:
+    @property
+    def local(self) -> list[Any]:
+        """So many devices of this host."""
         return jax.local_devices()[: self.devices]
+
+
+class Mapped:
+    """A function on all devices: its first arguments are placed already, the last are dealt."""
+
+    def __init__(
+        self,
+        form: Pmap,
+        fn: Callable[..., Any],
+        finish: Callable[[Any], Any],
+        *,
+        placed: int,
+        dealt: int,
+        **how: Any,
+    ) -> None:
+        """Compile nothing yet.
+
+        Args:
+          finish: makes what is given back of the results, which have a device axis.
+          placed: number of arguments that are placed; as many follow that all devices get.
+          dealt: number of those that are dealt; the last may be left out, and are None.
+          how: to be compiled, as `jax.pmap` is told.
+        """
+        self._form, self._finish, self._placed, self._dealt = form, finish, placed, dealt
+        in_axes = (0,) * placed + (None,) * placed + (0,) * dealt
+        self._mapped = jax.pmap(
+            fn, axis_name=AXIS, in_axes=in_axes, devices=form.where or form.local, **how
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+        placed, shared, rows = self._parts(args)
+        return self._finish(self._mapped(*placed, *shared, *self._form.deal(rows)))
+
+    def lower(self, *args: Any) -> Any:
+        """The same of arrays that need not exist, lowered (`jax.stages.Lowered`).
+
+        Args:
+          args: arrays or `jax.ShapeDtypeStruct`; of the placed ones, a single copy.
+        """
+        placed, shared, rows = self._parts(args)
+
+        def copied(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self._form.devices, *leaf.shape), leaf.dtype)
+
+        rows = jax.eval_shape(self._form.deal, rows)
+        return self._mapped.lower(*jax.tree.map(copied, placed), *shared, *rows)
+
+    def _parts(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+        """Arguments that are placed, that all devices get, and that are dealt."""
+        n = self._placed
+        args += (None,) * (2 * n + self._dealt - len(args))
+        return args[:n], args[n : 2 * n], args[2 * n :]
 
 
 @functools.lru_cache(maxsize=8)
