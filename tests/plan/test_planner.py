@@ -20,7 +20,6 @@ from polopt.plan.picture import draw
 from polopt.plan.planner import Found, make_plan
 from polopt.plan.slices import Slice
 
-
 GIVEN = Bytes(arguments=10**6, outputs=9 * 10**5, reused=8 * 10**5, temporary=5 * 10**6, code=10**4)
 SENT = (Collective(kind="all-gather", count=12, bytes=3 * 10**6),)
 

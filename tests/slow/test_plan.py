@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
-
 from plan.jobs import configured
+
 from polopt.algorithms import grpo
 from polopt.plan.planner import make_plan
 
