@@ -125,9 +125,9 @@ def _trips(computations: Mapping[str, list[str]], loop: str) -> int:
         return int(said[1])
     condition = _CONDITION.search(loop)
     lines = computations.get(condition[1], []) if condition else []
-    constants = dict(found.groups() for line in lines if (found := _CONSTANT.search(line)))
-    below = next((found[1] for line in lines if (found := _BELOW.search(line))), None)
-    return int(constants.get(below, 1))
+    constants = {found[1]: int(found[2]) for line in lines if (found := _CONSTANT.search(line))}
+    below = next((found[1] for line in lines if (found := _BELOW.search(line))), "")
+    return constants.get(below, 1)
 
 
 def _result(kind: str, shape: str, members: int, started: bool) -> int:

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,12 +76,15 @@ class Program:
     compiled: Any = dataclasses.field(default=None, repr=False)
 
 
-def compile_program(name: str, lower: Callable[[], Any]) -> Program:
+def compile_program(
+    name: str, lower: Callable[[], Any], options: Mapping[str, Any] | None = None
+) -> Program:
     """Lower a step and compile it.
 
     Args:
       name: of the step, in what is said of it.
       lower: gives `jax.stages.Lowered`.
+      options: for the compiler.
 
     Raises:
       PoloptError: the compiler failed for another reason than memory.
@@ -89,7 +92,7 @@ def compile_program(name: str, lower: Callable[[], Any]) -> Program:
     start = time.perf_counter()
     lowered = lower()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
         words = _shortened(str(error))
         if not _MEMORY.search(str(error)):
@@ -116,6 +119,11 @@ def _shortened(words: str) -> str:
     """The first paragraph of an error, on one line."""
     line = " ".join(words.strip().partition("\n\n")[0].split())
     return line if len(line) <= _WORDS else f"{line[: _WORDS - 1]}…"
+
+
+def options_of(where: Slice, effort: str) -> dict[str, Any]:
+    """What the compiler is told: with "quick" effort the TPU's does not search for speed."""
+    return {"exec_time_optimization_effort": -1.0} if where.chip and effort == "quick" else {}
 
 
 def devices_of(where: Slice) -> Sequence[Any]:

@@ -75,6 +75,9 @@ class PlanConfig:
 
     compile: bool = True
     """Ask the compiler; on unless --no-compile, which leaves what is counted from shapes."""
+    effort: Literal["quick", "full"] = "quick"
+    """Of the TPU's compiler: full is what a run has, and takes it several times as long; quick
+    leaves out its search for speed, and what lies between comes out larger."""
     search: int = 4
     """Programs to compile at most in search of the largest micro-batch, and in search of settings
     that fit where these do not (0: do not search)."""

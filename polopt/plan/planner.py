@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from polopt.algorithm import Algorithm
 from polopt.plan import steps
 from polopt.plan.advice import Advice, advise, largest, micro_batches, update_bytes
-from polopt.plan.compile import Program, compile_program, devices_of
+from polopt.plan.compile import Program, compile_program, devices_of, options_of
 from polopt.plan.config import PlanConfig
 from polopt.plan.flops import Flops, count
 from polopt.plan.job import Job, make_job
@@ -24,6 +24,24 @@ from polopt.train.parallel.mesh import fill_sizes, read_sizes
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """`with watch(what):` is around everything that takes long, and is told what it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """The compiler, and who is told that it is asked.
+
+    Attributes:
+      options: for the compiler.
+      watch: see `Watch`.
+    """
+
+    options: Mapping[str, Any]
+    watch: Watch
+
+    def __call__(self, name: str, lower: Callable[[], Any], more: str = "") -> Program:
+        """Compile a step of that name; `more` says which of several."""
+        with self.watch(f"compiling the {name}{more}"):
+            return compile_program(name, lower, self.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,15 +136,16 @@ def make_plan(
     micro_batch, _ = job.split(config.micro_batch, parts)
     programs: tuple[Program, ...] = ()
     tried: tuple[Found, ...] = ()
+    ask = Ask(options_of(where, config.effort), watch)
     if config.compile:
         form = _form(config, sizes, where)
         form.check(job.policy.config, job.params)
-        programs = tuple(_programs(job, form, micro_batch, watch))
+        programs = tuple(_programs(job, form, micro_batch, ask))
         room = where.memory - beside(job, sizes, "update")
         tried = (_tried(micro_batch, programs[0], room),)
         if config.search:
             guess = largest(job, sizes, where.memory)
-            tried += tuple(_search(job, form, room, tried[0], guess, config.search, watch))
+            tried += tuple(_search(job, form, room, tried[0], guess, config.search, ask))
     flops = count(job, micro_batch, parts)
     plan = Plan(
         config=config,
@@ -144,27 +163,22 @@ def make_plan(
         advice=(),
         confirmed=None,
     )
-    return plan if plan.fits else _advised(plan, make, watch)
+    return plan if plan.fits else _advised(plan, make, ask)
 
 
-def _programs(job: Job, form: Sharded | Pmap, micro_batch: int, watch: Watch) -> Iterator[Program]:
+def _programs(job: Job, form: Sharded | Pmap, micro_batch: int, ask: Ask) -> Iterator[Program]:
     """The programs of a training step, in the order in which they matter."""
-
-    def made(name: str, lower: Callable[[], Any]) -> Program:
-        with watch(f"compiling the {name}"):
-            return compile_program(name, lower)
-
-    yield made("update", lambda: steps.lower_update(job, form, micro_batch))
+    yield ask("update", lambda: steps.lower_update(job, form, micro_batch))
     if job.roles.columns:
-        yield made("scoring", lambda: steps.lower_scoring(job, form, micro_batch))
+        yield ask("scoring", lambda: steps.lower_scoring(job, form, micro_batch))
     if isinstance(form, Pmap):
-        yield made("sampling", lambda: steps.lower_sampling(job, form))
+        yield ask("sampling", lambda: steps.lower_sampling(job, form))
         return
-    prefill = made("prefill", lambda: steps.lower_prefill(job, form))
+    prefill = ask("prefill", lambda: steps.lower_prefill(job, form))
     yield prefill
     if prefill.bytes is not None:
         lanes = steps.lanes_after(prefill.lowered, prefill.compiled)
-        yield made("decode", lambda: steps.lower_decode(job, form, lanes))
+        yield ask("decode", lambda: steps.lower_decode(job, form, lanes))
 
 
 def _search(
@@ -174,7 +188,7 @@ def _search(
     first: Found,
     guess: int,
     most: int,
-    watch: Watch,
+    ask: Ask,
 ) -> Iterator[Found]:
     """Other micro-batches, at most so many, until the largest that fits is known.
 
@@ -184,7 +198,7 @@ def _search(
       first: what is known already.
       guess: the largest that fits by an estimate; 0 if none does.
       most: programs to compile.
-      watch: see `Watch`.
+      ask: the compiler.
     """
     known = sorted({*micro_batches(job, form.parts), first.micro_batch})
     at = known.index(first.micro_batch)
@@ -195,9 +209,9 @@ def _search(
             return
         place = min(max(place, fitting + 1), failing - 1)
         micro_batch = known[place]
-        with watch(f"compiling the update with a micro-batch of {micro_batch}"):
-            lower = functools.partial(steps.lower_update, job, form, micro_batch)
-            found = _tried(micro_batch, compile_program("update", lower), room)
+        lower = functools.partial(steps.lower_update, job, form, micro_batch)
+        update = ask("update", lower, f" with a micro-batch of {micro_batch}")
+        found = _tried(micro_batch, update, room)
         fitting, failing = (place, failing) if found.fits else (fitting, place)
         place += 1 if found.fits else -1
         yield found
@@ -209,24 +223,35 @@ def _tried(micro_batch: int, update: Program, room: int) -> Found:
     return Found(micro_batch=micro_batch, fits=fits)
 
 
-def _advised(plan: Plan, make: Callable[[PlanConfig], Job], watch: Watch) -> Plan:
+def _advised(plan: Plan, make: Callable[[PlanConfig], Job], ask: Ask) -> Plan:
     """The plan with settings that would fit; the compiler is asked until it accepts one."""
     where, found = plan.where, []
     confirmed = None
+    if plan.largest is not None:  # with the same settings otherwise, as the search has found
+        own = dataclasses.replace(plan.config, micro_batch=plan.largest)
+        needed = plan.held.total + update_bytes(plan.job, plan.sizes, plan.largest)
+        confirmed = Advice(config=own, bytes=needed)
+        found.append(confirmed)
+    left = plan.config.search if plan.programs else 0
     for advice in advise(plan.config, make, where.chips, where.memory):
-        found.append(advice)
-        if confirmed is None and plan.programs and len(found) <= plan.config.search:
-            with watch(f"compiling the update with {advice.config.flags()}"):
-                confirmed = advice if _accepted(advice.config, make, where) else None
+        if confirmed is None and left > 0:
+            left -= 1
+            confirmed = advice if _accepted(advice.config, make, where, ask) else None
+        if all(advice.config != other.config for other in found):
+            found.append(advice)
     return dataclasses.replace(plan, advice=tuple(found), confirmed=confirmed)
 
 
-def _accepted(config: PlanConfig, make: Callable[[PlanConfig], Job], where: Slice) -> bool:
+def _accepted(
+    config: PlanConfig, make: Callable[[PlanConfig], Job], where: Slice, ask: Ask
+) -> bool:
+    """Whether the compiler makes the update of a configuration, and it has room."""
     job, sizes = make(config), _sizes(config, where.chips)
     form = _form(config, sizes, where)
     micro_batch, _ = job.split(config.micro_batch, form.parts)
-    program = compile_program("update", lambda: steps.lower_update(job, form, micro_batch))
-    return _tried(micro_batch, program, where.memory - beside(job, sizes, "update")).fits
+    lower = functools.partial(steps.lower_update, job, form, micro_batch)
+    update = ask("update", lower, f" with {config.flags()}")
+    return _tried(micro_batch, update, where.memory - beside(job, sizes, "update")).fits
 
 
 def _form(config: PlanConfig, sizes: Sizes, where: Slice) -> Sharded | Pmap:

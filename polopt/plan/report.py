@@ -99,6 +99,8 @@ def _verdict(plan: Plan) -> list[str]:
                 f"the {program.name} would fit alone, but not beside the {beside_it} GiB that lie "
                 "there"
             )
+    if not plan.fits and plan.where.chip and plan.config.effort == "quick":
+        lines.append("asked with quick effort; with --effort full less may be needed")
     first, *reasons = lines
     wrapped = (
         textwrap.fill(reason, _WIDTH, initial_indent="  ", subsequent_indent="    ")

@@ -167,7 +167,7 @@ def _shape(name: str, text: str, generation: Generation) -> tuple[int, ...]:
     if len(parts) != dimensions or not all(part.isdecimal() and int(part) for part in parts):
         raise UsageError(
             f"slice: {name!r} is no shape: {name.partition(':')[0]} has {dimensions} dimensions, "
-            f"as {next(reversed(generation.shapes.values()))}"
+            f"as {list(generation.shapes.values())[-1]}"
         )
     return _sizes(text)
 

@@ -89,7 +89,7 @@ class Refusing:
     def __init__(self, words):
         self.words = words
 
-    def compile(self):
+    def compile(self, compiler_options):
         raise compiling.jax.errors.JaxRuntimeError(self.words)
 
 
@@ -110,7 +110,7 @@ def test_micro_batches_are_searched_from_a_guess(monkeypatch, plan):
     def lower(job, form, micro_batch):
         asked.append(micro_batch)
 
-    def compiled(name, lower):
+    def compiled(name, lower, options):
         lower()
         size = dataclasses.replace(plan.programs[0].bytes, temporary=asked[-1] * 10**12)
         return dataclasses.replace(plan.programs[0], bytes=size)
@@ -118,10 +118,11 @@ def test_micro_batches_are_searched_from_a_guess(monkeypatch, plan):
     monkeypatch.setattr(planner.steps, "lower_update", lower)
     monkeypatch.setattr(planner, "compile_program", compiled)
     form = type("Form", (), {"parts": 2})
+    ask = planner.Ask({}, contextlib.nullcontext)
 
     def search(guess, most):
         first = planner.Found(micro_batch=16, fits=False)
-        args = plan.job, form, 3 * 10**12, first, guess, most, contextlib.nullcontext
+        args = plan.job, form, 3 * 10**12, first, guess, most, ask
         return [(found.micro_batch, found.fits) for found in planner._search(*args)]
 
     # From where the estimate has its edge, until a neighbour says otherwise.
