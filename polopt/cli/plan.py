@@ -31,7 +31,7 @@ _STYLES = (
     ("bold", r"\A.*$|^([GM]iB on a device|a training step  |sent by a device|would fit:).*"),
     ("green", r"^fits.*"),
     ("red", r"^does not fit.*|^  the .* refused .*"),
-    ("dim", r"^(polopt train|estimate:) .*"),
+    ("dim", r"^(polopt train|  --(mesh|parallel)|estimate:) .*"),
 )
 
 _SECONDS = 24  # characters of a line of progress beside what it is about

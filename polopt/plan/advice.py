@@ -1,8 +1,7 @@
 """Settings that would fit where those of a plan do not, by an estimate that needs no compiler.
 
-What lies on a device from step to step is exact. What an update needs besides is estimated, a
-little above what the TPU's compiler reports: its largest arrays are counted as if they were alive
-together, and the rest is left to a margin.
+What lies on a device from step to step is exact. What an update needs besides is estimated: its
+largest arrays are counted as if they were alive together, and the rest is left to a margin.
 """
 
 from __future__ import annotations
@@ -64,6 +63,7 @@ def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
         + _gradients(job, sizes, passes)
         + _gathered(job, sizes, width)
         + _head(job, tensor, micro_batch)
+        + _embedding(job, tensor, width)
     )
 
 
@@ -95,6 +95,12 @@ def _head(job: Job, tensor: int, micro_batch: int) -> float:
     chunk = min(default_chunk(config.vocab_size, config.hidden_size), places)
     tables = 1 if isinstance(job.policy, LoraModel) else 2
     return _FLOAT * (table * tables + 2 * chunk * config.vocab_size / tensor)
+
+
+def _embedding(job: Job, tensor: int, width: int) -> float:
+    """The table in the type of computing, and its gradient for prompts and for completions."""
+    config, tables = job.policy.config, 1 if isinstance(job.policy, LoraModel) else 3
+    return tables * width * config.vocab_size * config.hidden_size / tensor
 
 
 def advise(

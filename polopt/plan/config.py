@@ -104,10 +104,9 @@ class PlanConfig:
         return TrainConfig(**values)
 
     def flags(self) -> str:
-        """What `polopt train` is told for such a run, of what makes a difference to the plan."""
+        """What `polopt train` is told of where and how rows are computed."""
         said = [f"--mesh {' '.join(self.mesh or ('fsdp=-1',))}"]
         said = ["--parallel pmap"] if self.parallel == "pmap" else said
-        said += [f"--compute-dtype {self.compute_dtype}"]
         said += [f"--micro-batch {self.micro_batch}"] if self.micro_batch else []
         said += ["--remat"] if self.remat else []
         said += [f"--lora-rank {self.lora_rank}"] if self.lora_rank else []

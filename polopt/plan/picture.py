@@ -45,7 +45,7 @@ def draw(plan: Plan, out: Path) -> Path:
     axes.set_xlabel("GiB on a device")
     verdict = "fits" if plan.fits else "does not fit"
     axes.set_title(f"{plan.config.model}, {plan.config.algorithm}, {plan.where.name}: {verdict}")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=7, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     return out

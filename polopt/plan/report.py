@@ -81,7 +81,9 @@ def _title(plan: Plan) -> list[str]:
         f"{job.completion} each",
         f"its update: {update.epochs} x {update.minibatches} optimiser steps of {rows} rows, "
         f"{plan.micro_batch} per device and pass",
-        f"polopt train {config.flags()}",
+        f"polopt train --algorithm {config.algorithm} --compute-dtype {config.compute_dtype} "
+        f"--max-new-tokens {config.max_new_tokens}",
+        f"  {config.flags()}",
     ]
 
 
@@ -112,7 +114,8 @@ def _verdict(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     """The table of bytes."""
     found = parts_of(plan) or {"held": _resident(plan)}
-    names = list(dict.fromkeys(part for column in found.values() for part in column))
+    parts = dict.fromkeys(part for column in found.values() for part in column)
+    names = [name for name in parts if any(column.get(name) for column in found.values())]
     most = max(sum(column.values()) for column in found.values())
     unit, size = ("GiB", GIB) if most >= GIB / 10 else ("MiB", MIB)
 
@@ -174,8 +177,8 @@ def _advice(plan: Plan) -> list[str]:
         return ["nothing that was looked at would fit: take a larger slice, or a smaller model"]
     lines = ["would fit:"]
     for advice in plan.advice:
-        how = "compiled" if advice is plan.confirmed else "by an estimate"
-        lines.append(f"  {advice.config.flags()}   ({_gib(advice.bytes)} GiB an update, {how})")
+        how = "compiled" if advice is plan.confirmed else "estimate"
+        lines.append(f"  {advice.config.flags()}  ({_gib(advice.bytes)} GiB, {how})")
     return lines
 
 

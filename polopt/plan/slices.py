@@ -35,7 +35,7 @@ class Generation:
 
     Args:
       counted: TensorCores or chips that its names count, for each chip.
-      hbm: bytes of memory.
+      hbm: bytes of memory, as its compiler has them for programs: a little is kept back.
       flops: products and sums of bfloat16 per second.
       bandwidth: bytes of memory per second.
       link: bytes per second over one link of the interconnect, in one direction.
@@ -43,7 +43,7 @@ class Generation:
     """
 
     counted: int
-    hbm: int
+    hbm: float
     flops: float
     bandwidth: float
     link: float
@@ -52,16 +52,16 @@ class Generation:
 
 GENERATIONS: Mapping[str, Generation] = {
     "v4": Generation(
-        counted=2, hbm=32 * GIB, flops=275e12, bandwidth=1200e9, link=50e9, shapes=_CUBES
+        counted=2, hbm=30.75 * GIB, flops=275e12, bandwidth=1200e9, link=50e9, shapes=_CUBES
     ),
     "v5e": Generation(
-        counted=1, hbm=16 * GIB, flops=197e12, bandwidth=819e9, link=50e9, shapes=_FLAT
+        counted=1, hbm=15.75 * GIB, flops=197e12, bandwidth=819e9, link=50e9, shapes=_FLAT
     ),
     "v5p": Generation(
-        counted=2, hbm=95 * GIB, flops=459e12, bandwidth=2765e9, link=100e9, shapes=_CUBES
+        counted=2, hbm=95.74 * GIB, flops=459e12, bandwidth=2765e9, link=100e9, shapes=_CUBES
     ),
     "v6e": Generation(
-        counted=1, hbm=32 * GIB, flops=918e12, bandwidth=1638e9, link=100e9, shapes=_FLAT
+        counted=1, hbm=31.25 * GIB, flops=918e12, bandwidth=1638e9, link=100e9, shapes=_FLAT
     ),
 }
 _ALIASES = {"v5litepod": "v5e"}  # as gcloud spells it
@@ -100,7 +100,7 @@ class Slice:
     def memory(self) -> int:
         """Bytes of a device; on the CPU an equal share of what the machine has."""
         if self.chip is not None:
-            return self.chip.hbm
+            return int(self.chip.hbm)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.chips
 
     @property

@@ -25,7 +25,9 @@ LISTED = [
 def test_names_mean_what_the_pages_list(name, topology, chips):
     found = read_slice(name)
     assert (found.topology, found.chips) == (topology, chips)
-    assert found.memory == GENERATIONS[found.generation].hbm
+    # 32, 16, 95 and 32 GiB by the pages, of which a compiler may keep some.
+    listed = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}[found.generation]
+    assert found.memory / 2**30 == pytest.approx(listed, rel=0.05)
     assert read_slice(topology).shape == found.shape
 
 
