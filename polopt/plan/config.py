@@ -75,6 +75,8 @@ class PlanConfig:
 
     compile: bool = True
     """Ask the compiler; on unless --no-compile, which leaves what is counted from shapes."""
+    update_only: bool = False
+    """Of the programs, compile the update alone: it needs most."""
     effort: Literal["quick", "full"] = "quick"
     """Of the TPU's compiler: full is what a run has, and takes it several times as long; quick
     leaves out its search for speed, and what lies between comes out larger."""

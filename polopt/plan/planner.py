@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -140,7 +141,8 @@ def make_plan(
     if config.compile:
         form = _form(config, sizes, where)
         form.check(job.policy.config, job.params)
-        programs = tuple(_programs(job, form, micro_batch, ask))
+        made = _programs(job, form, micro_batch, ask)
+        programs = tuple(itertools.islice(made, 1) if config.update_only else made)
         room = where.memory - beside(job, sizes, "update")
         tried = (_tried(micro_batch, programs[0], room),)
         if config.search:
