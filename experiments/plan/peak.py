@@ -17,7 +17,7 @@ from polopt.algorithms import grpo
 from polopt.models.layout import plan as lay_out
 from polopt.plan.config import PlanConfig
 from polopt.plan.planner import make_plan
-from polopt.train.scoring import room_of
+from polopt.train.micro_batches import room_of
 
 MIB = 2**20
 
@@ -54,9 +54,9 @@ def arguments(job, micro_batch):
         job.prepared(),
     )
     room = room_of(micro_batch, job.group_size, job.prompt, job.completion)
-    rows = np.arange(job.rows, dtype=np.int32)
-    layout = lay_out(batch, rows, splits=job.rows // micro_batch, room=room)
-    return ones(job.state), ones(job.given), batch, prepared, rows, layout
+    splits = np.arange(job.rows, dtype=np.int32).reshape(-1, micro_batch)
+    layout = lay_out(batch, splits, room=room)
+    return ones(job.state), ones(job.given), batch, prepared, splits, layout
 
 
 def main() -> None:

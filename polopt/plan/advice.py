@@ -19,7 +19,7 @@ from polopt.models.lora import LoraModel
 from polopt.plan.config import PlanConfig
 from polopt.plan.job import Job
 from polopt.plan.memory import Sizes, bytes_of, held, sampler_bytes
-from polopt.train.scoring import room_of
+from polopt.train.micro_batches import room_of
 
 MARGIN = 0.92  # of a device's memory: the compiler keeps some, and arrays are padded
 RANK = 16  # of the adapters that are proposed

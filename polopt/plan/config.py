@@ -55,6 +55,8 @@ class PlanConfig:
     """In which models compute; weights, log-probabilities and losses are float32."""
     lanes: int | None = None
     """Rows that are sampled side by side (None: all)."""
+    attention: Literal["auto", "xla", "splash"] = "auto"
+    """What computes attention: JAX's kernels for TPUs (splash) or XLA; auto: the kernels on TPUs."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory for a third more time."""
 

@@ -19,7 +19,7 @@ from polopt.models.config import DecoderConfig
 from polopt.models.layout import Room
 from polopt.models.lora import LoraModel, pairs
 from polopt.plan.job import Job
-from polopt.train.scoring import in_layouts, room_of
+from polopt.train.micro_batches import in_layouts, room_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,17 +19,19 @@ from polopt.compose import prepare
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel
 from polopt.models.layout import Layout, round_up_steps
+from polopt.models.kernels import choose
 from polopt.models.lora import join
 from polopt.models.tokenizer import Tokenizer
 from polopt.plan.config import PlanConfig
 from polopt.plan.shapes import read_shape
+from polopt.plan.slices import read_slice
 from polopt.rollout.lanes import Drawing
 from polopt.rollout.rows import ANSWER, BUCKET, LABELS
 from polopt.train.config import TrainConfig
+from polopt.train.micro_batches import MicroBatches, in_layouts, room_of
 from polopt.train.models import DRIFT, Roles, first_params, parts, roles, scored
 from polopt.train.policy import Policy, adapted
-from polopt.train.rows import round_up, split
-from polopt.train.scoring import in_layouts, room_of
+from polopt.train.rows import round_up
 from polopt.train.setup import decoding_of, make_optimizer, packs, resolve, scale
 from polopt.train.update import Params, TrainState, init_state
 from polopt.types import Prepared, Trajectories
@@ -95,8 +97,9 @@ class Job:
 
     def split(self, micro_batch: int | None, devices: int) -> tuple[int, int]:
         """(rows per device and pass, rows of an optimiser step), padded as in a run."""
-        groups = -(-self.prompts // self.alg.update.minibatches)
-        return split(groups * self.group_size, micro_batch, devices)
+        rows = -(-self.prompts // self.alg.update.minibatches) * self.group_size
+        micro = MicroBatches(rows, parts=devices, most_rows=micro_batch).largest
+        return micro, round_up(rows, micro * devices)
 
     def trajectories(self) -> Trajectories:
         """A scored rollout."""
@@ -137,7 +140,7 @@ class Job:
         return jax.eval_shape(make, self.trajectories(), self.state.memory, step_of)
 
     def layout(self, rows: int, micro_batch: int, models: tuple[str, ...]) -> Layout | None:
-        """Where the tokens of so many rows are computed, as `polopt.train.scoring` lays them out.
+        """Where the tokens of so many rows are computed, as `polopt.train.micro_batches` lays them out.
 
         Args:
           rows: of all devices.
@@ -192,7 +195,8 @@ def make_job(config: PlanConfig, method: Algorithm | Callable[..., Algorithm]) -
     alg = scale(method, asked)
     resolved = resolve(asked, alg)
     policy, params = _policy(config)
-    teacher = LanguageModel(read_shape(config.teacher or config.model), config.compute_dtype)
+    shape = read_shape(config.teacher or config.model)
+    teacher = LanguageModel(shape, config.compute_dtype, attention=policy.attention)
     made = roles(alg, policy, teacher)
     prompt = round_up(config.prompt_length, BUCKET)
     completion = config.max_new_tokens
@@ -229,7 +233,8 @@ def make_job(config: PlanConfig, method: Algorithm | Callable[..., Algorithm]) -
 
 def _policy(config: PlanConfig) -> tuple[LanguageModel, Params]:
     """The policy's handle, with adapters where the configuration asks for them, and its shapes."""
-    model = LanguageModel(read_shape(config.model), config.compute_dtype)
+    kind = choose(config.attention, read_slice(config.slice).platform)
+    model = LanguageModel(read_shape(config.model), config.compute_dtype, attention=kind)
     params = jax.eval_shape(model.init, jax.random.key(0))
     handles: list[LanguageModel] = []
 

@@ -97,6 +97,11 @@ class Slice:
         return GENERATIONS.get(self.generation)
 
     @property
+    def platform(self) -> str:
+        """As JAX names it."""
+        return CPU if self.chip is None else "tpu"
+
+    @property
     def memory(self) -> int:
         """Bytes of a device; on the CPU an equal share of what the machine has."""
         if self.chip is not None:

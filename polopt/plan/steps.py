@@ -34,27 +34,26 @@ def lower_update(job: Job, form: Sharded | Pmap, micro_batch: int | None) -> Any
         job.alg,
         job.roles.chosen(job.roles.update),
         job.optimizer,
-        micro_batch=micro,
         axis=form.axis,
         shards=form.shards,
         remat=job.config.remat,
     )
     layout = job.layout(width, micro, job.roles.update)
     state, given = form.abstract((job.state, job.given))
-    rows = Shape((width,), jnp.int32)
-    return form.step(update).lower(state, given, job.trajectories(), job.prepared(), rows, layout)
+    splits = Shape((width // micro, micro), jnp.int32)
+    return form.step(update).lower(state, given, job.trajectories(), job.prepared(), splits, layout)
 
 
 def lower_scoring(job: Job, form: Sharded | Pmap, micro_batch: int | None) -> Any:
     """The recorded columns of a rollout, for a method that needs some."""
     models, wanted = job.roles.scoring(), tuple(job.roles.columns.values())
     micro, _ = job.split(micro_batch, form.parts)
-    scorer = make_scorer(job.roles.chosen(models), wanted, micro_batch=micro, shards=form.shards)
+    scorer = make_scorer(job.roles.chosen(models), wanted, shards=form.shards)
     rows = round_up(job.rows, micro * form.parts)
     layout = job.layout(rows, micro, models)
     everyone = form.abstract(together(job.given, job.state.params))
-    numbers = Shape((rows,), jnp.int32)
-    return form.rows(scorer, dealt=2).lower(everyone, job.trajectories(), numbers, layout)
+    splits = Shape((rows // micro, micro), jnp.int32)
+    return form.rows(scorer, dealt=2).lower(everyone, job.trajectories(), splits, layout)
 
 
 def lower_sampling(job: Job, form: Pmap) -> Any:

@@ -59,10 +59,15 @@ class MicroBatches:
             rooms.append(layout.room)
         return splits, layout
 
+    @property
+    def largest(self) -> int:
+        """Rows of a micro-batch, unless tokens ask for fewer."""
+        each = -(-self.rows // self.parts)
+        return min(self.most_rows or each, each)
+
     def _sizes(self) -> Iterator[int]:
         """Rows of a micro-batch, the most first; few, as each is a program of its own."""
-        size = -(-self.rows // self.parts)
-        size = min(self.most_rows or size, size)
+        size = self.largest
         while size > 1:
             yield size
             size = -(-size // 2)

@@ -22,10 +22,10 @@ def update_of(job, micro_batch):
     """The program of an optimiser step, and its arguments."""
     micro, width = job.split(micro_batch, 1)
     modules = job.roles.chosen(job.roles.update)
-    update = make_update(job.alg, modules, job.optimizer, micro_batch=micro, remat=job.config.remat)
+    update = make_update(job.alg, modules, job.optimizer, remat=job.config.remat)
     layout = job.layout(width, micro, job.roles.update)
-    rows = Shape((width,), np.int32)
-    return update, (job.state, job.given, job.trajectories(), job.prepared(), rows, layout)
+    splits = Shape((width // micro, micro), np.int32)
+    return update, (job.state, job.given, job.trajectories(), job.prepared(), splits, layout)
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +57,8 @@ def test_scoring(tmp_path):
     job = job_of(grpo(), tmp_path, micro_batch=4)
     names, wanted = job.roles.scoring(), tuple(job.roles.columns.values())
     assert names == ("reference",)
-    scorer = make_scorer(job.roles.chosen(names), wanted, micro_batch=4)
-    args = job.given, job.trajectories(), Shape((job.rows,), np.int32)
+    scorer = make_scorer(job.roles.chosen(names), wanted)
+    args = job.given, job.trajectories(), Shape((job.rows // 4, 4), np.int32)
     traced = by_hand.products(scorer, *args, job.layout(job.rows, 4, names), trips=1)
     assert count(job, 4, 1).scoring == pytest.approx(traced, rel=0.05)
 
