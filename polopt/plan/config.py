@@ -56,7 +56,7 @@ class PlanConfig:
     lanes: int | None = None
     """Rows that are sampled side by side (None: all)."""
     attention: Literal["auto", "xla", "splash"] = "auto"
-    """What computes attention: JAX's kernels for TPUs (splash) or XLA; auto: the kernels on TPUs."""
+    """Which code computes attention: splash is a kernel for TPUs (auto: there splash, else xla)."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory for a third more time."""
 

@@ -18,8 +18,8 @@ from polopt.algorithm import Algorithm, init, needs, single_step
 from polopt.compose import prepare
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel
-from polopt.models.layout import Layout, round_up_steps
 from polopt.models.kernels import choose
+from polopt.models.layout import Layout, round_up_steps
 from polopt.models.lora import join
 from polopt.models.tokenizer import Tokenizer
 from polopt.plan.config import PlanConfig
@@ -140,7 +140,7 @@ class Job:
         return jax.eval_shape(make, self.trajectories(), self.state.memory, step_of)
 
     def layout(self, rows: int, micro_batch: int, models: tuple[str, ...]) -> Layout | None:
-        """Where the tokens of so many rows are computed, as `polopt.train.micro_batches` lays them out.
+        """Where tokens of so many rows are computed, as `polopt.train.micro_batches` lays them out.
 
         Args:
           rows: of all devices.
