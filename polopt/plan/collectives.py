@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from polopt.errors import PoloptError
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _BITS = {"pred": 8, "token": 0} | {
@@ -32,7 +34,9 @@ _BELOW = re.compile(r"ROOT .* compare\([^,]+, ?%?([\w.\-]+)\), direction=LT")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_ON_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_ON_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[[\d,]*\](?:T\([\d,]*\))?\))? ?\{([^}]*)\}"
+)
 _AXIS = re.compile(r"'([^']*)'=(\d+)")
 _GROUPED = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?")  # a part of an axis has its size behind
 
@@ -151,8 +155,11 @@ def _members(rest: str) -> int:
     if on_mesh := _ON_MESH.search(rest):
         sizes = dict(_AXIS.findall(on_mesh[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in _GROUPED.findall(on_mesh[2]))
-    counted = _COUNTED.search(rest)
-    return int(counted[1]) if counted else 1
+    if counted := _COUNTED.search(rest):
+        return int(counted[1])
+    if groups := re.search(r"replica_groups=[^{].{0,80}", rest):
+        raise PoloptError(f"the compiler writes devices as it did not before: {groups[0]}")
+    return 1
 
 
 def _sent(kind: str, size: int, members: int) -> int:

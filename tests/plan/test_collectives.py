@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from polopt.errors import PoloptError
 from polopt.plan.collectives import collectives
 
 # A loop of seven whose body gathers, one that counts to three and gathers behind two fusions, a
@@ -110,3 +112,26 @@ def test_a_program_of_the_compiler():
 def test_a_program_of_one_device_sends_nothing():
     compiled = jax.jit(jnp.sum).lower(jax.ShapeDtypeStruct((8,), jnp.float32)).compile()
     assert collectives(compiled.as_text()) == ()
+
+
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("{{0,1,2,3}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("mesh['x'=2,'y'=4] {'y'}", 4),
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}", 2),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([8]) {'axis_0','axis_1':(1)2}", 4),
+    ],
+)
+def test_devices_as_compilers_write_them(groups, members):
+    """A gathered array of 64 numbers: a device gets all but its own part."""
+    line = f"  %g = f32[64]{{0}} all-gather(%w), channel_id=1, replica_groups={groups}, x={{0}}"
+    (sent,) = collectives(f"ENTRY %main (w: f32[]) -> f32[] {{\n{line}\n}}\n")
+    assert sent.bytes == 256 * (members - 1) // members
+
+
+def test_what_compilers_never_wrote_is_no_silence():
+    line = "  %g = f32[64]{0} all-gather(%w), replica_groups=torus(2)"
+    with pytest.raises(PoloptError, match=r"as it did not before: replica_groups=torus"):
+        collectives(f"ENTRY %main (w: f32[]) -> f32[] {{\n{line}\n}}\n")
