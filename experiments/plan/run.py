@@ -5,29 +5,30 @@
 Names are those of `CASES`; all of them if none is given. A case that is there already is replaced.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+import resource
 import subprocess
 import sys
 import time
 
-SMALL = "--model base --prompt-length 64 --max-new-tokens 64 --mesh fsdp=2 tensor=2"
-LARGE = "--model llama3-8b --algorithm gspo --remat --micro-batch 1"
+SMALL = "--model base --prompt-length 64 --max-new-tokens 64"
+LARGE = "--model llama3-8b --remat --micro-batch 1"
+GENERATIONS = ("v4-8", "v5e-4", "v5p-8", "v6e-4")
 CASES = {
-    **{
-        f"base on {name}": f"{SMALL} --slice {name}" for name in ("v4-8", "v5e-4", "v5p-8", "v6e-4")
-    },
-    "qwen2.5-0.5b with adapters on v5e-1": (
+    **{f"base-{name}": f"{SMALL} --mesh fsdp=2 tensor=2 --slice {name}" for name in GENERATIONS},
+    **{f"base-pmap-{name}": f"{SMALL} --parallel pmap --slice {name}" for name in GENERATIONS},
+    "qwen2.5-0.5b-lora-v5e-1": (
         "--model qwen2.5-0.5b --slice v5e-1 --lora-rank 16 --remat --prompts 4 --micro-batch 2"
     ),
-    "llama3-8b on v5e-16": f"{LARGE} --slice v5e-16",
-    "llama3-8b on v5e-4": f"{LARGE} --slice v5e-4",
-    "llama3-8b, GRPO, on v5e-16": (
-        "--model llama3-8b --algorithm grpo --remat --micro-batch 1 --slice v5e-16"
-    ),
-    "llama3-70b on v5p-64": (
-        "--model llama3-70b --algorithm gspo --remat --micro-batch 1 --slice v5p-64"
+    "llama3-8b-v5e-16": f"{LARGE} --mesh fsdp=4 tensor=4 --update-only --slice v5e-16",
+    "llama3-8b-fsdp-v5e-16": f"{LARGE} --algorithm gspo --update-only --slice v5e-16",
+    "llama3-70b-v5p-64": (
+        "--model llama3-70b --remat --micro-batch 1 --mesh fsdp=8 tensor=4 --update-only "
+        "--slice v5p-64"
     ),
 }
 OUT = pathlib.Path(__file__).parent / "results.json"
@@ -39,20 +40,35 @@ def main() -> None:
         flags = CASES[name].split()
         command = [sys.executable, "-m", "polopt", "plan", "--json", "--search", "0", *flags]
         start = time.perf_counter()
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ)
-        found[name] = {"seconds": time.perf_counter() - start, **json.loads(done.stdout)}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        found[name] = {
+            "command": f"polopt plan {' '.join(flags)} --search 0",
+            "seconds": time.perf_counter() - start,
+            "peak_rss_of_all": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+            **versions(),
+            **json.loads(done.stdout),
+        }
         OUT.write_text(json.dumps(found, indent=1) + "\n")
         print(row(name, found[name]), flush=True)
 
 
+def versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "libtpu")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {**found, "machine": f"{os.cpu_count()} CPUs, {platform.machine()}"}
+
+
 def row(name: str, made: dict) -> str:
     """A line of the README's table."""
-    needed = [
-        "refused" if program["needed"] is None else f"{program['needed'] / 2**30:.2f}"
-        for program in made["programs"].values()
-    ]
-    steps = ", ".join(f"{step} {size}" for step, size in zip(made["programs"], needed, strict=True))
-    return f"| {name} | {made['fits']} | {steps} | {made['seconds']:.0f} |"
+    needed = ", ".join(
+        f"{step} {gib(program['needed'])}" for step, program in made["programs"].items()
+    )
+    verdict = "fits" if made["fits"] else "does not"
+    return f"| {name} | {verdict} | {needed} | {made['seconds']:.0f} |"
+
+
+def gib(size: int | None) -> str:
+    return "refused" if size is None else f"{size / 2**30:.2f}"
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _memory(plan: Plan) -> list[str]:
     parts = dict.fromkeys(part for column in found.values() for part in column)
     names = [name for name in parts if any(column.get(name) for column in found.values())]
     most = max(sum(column.values()) for column in found.values())
-    unit, size = ("GiB", GIB) if most >= GIB / 10 else ("MiB", MIB)
+    unit, size = ("GiB", GIB) if most >= GIB else ("MiB", MIB)
 
     def said(bytes_: float) -> str:
         return f"{bytes_ / size:,.2f}"
@@ -134,7 +134,7 @@ def _micro_batches(plan: Plan) -> list[str]:
     tried = ", ".join(f"{f.micro_batch} {'fits' if f.fits else 'does not'}" for f in plan.tried)
     largest = plan.largest
     known = f"largest micro-batch known to fit: {largest}" if largest else "no micro-batch fits"
-    return [f"{known} (rows per device and pass; tried: {tried})"]
+    return [f"{known} (rows of a device and pass: {tried})"]
 
 
 def _collectives(plan: Plan) -> list[str]:
