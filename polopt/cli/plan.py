@@ -18,9 +18,9 @@ from polopt.plan.config import PlanConfig
 
 EXAMPLES = """\
   polopt plan --model llama3-8b --slice v5e-16 --algorithm gspo
-  polopt plan --model llama3-8b --slice v5e-16 --remat --micro-batch 1
+  polopt plan --slice v5e-16 --mesh fsdp=4 tensor=4 --remat --micro-batch 1
   polopt plan --model qwen2.5-0.5b --slice v5e-1 --lora-rank 16 --remat
-  polopt plan --model llama3-70b --slice v5p-64 --mesh fsdp=8 tensor=4 --no-compile
+  polopt plan --model llama3-70b --slice v5p-64 --no-compile     in seconds
   polopt plan --model base --slice cpu --json     what the CPU's compiler says
 
 The compiler of TPUs comes with pip install "polopt[tpu]" and needs no TPU. A

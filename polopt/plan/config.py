@@ -20,7 +20,7 @@ _RANGES = RANGES | {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """Say whether a training step fits a TPU slice, and what it takes there; no TPU is needed.
+    """Say whether a training step fits a TPU slice, and what it takes; no TPU needed.
 
     Raises `polopt.errors.UsageError` for a value of the wrong type or out of range.
     """

@@ -1,6 +1,12 @@
 """Plans for this machine's CPU, which are compiled."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from plan.jobs import configured
@@ -54,3 +60,22 @@ def test_copies_on_all_devices_are_planned_too(tmp_path):
     held = made.held.parameters + made.held.optimiser
     assert update.bytes.arguments == pytest.approx(held, rel=0.5)
     assert update.bytes.arguments > held
+
+
+def test_an_interrupt_ends_it_in_the_middle_of_compiling(tmp_path):
+    configured(tmp_path)
+    flags = ["--model", str(tmp_path), "--slice", "cpu", "--prompt-length", "16",
+             "--max-new-tokens", "32"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polopt", "plan", *flags],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    said = b""
+    while b"compiling the update ..." not in said:  # before its seconds
+        said += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    start = time.perf_counter()
+    assert process.wait(timeout=60) == -signal.SIGINT
+    assert time.perf_counter() - start < 2
+    process.stderr.close()
