@@ -34,7 +34,7 @@ def test_programs_read_the_same(capsys, findings, code):
 def test_this_machine_is_well(capsys, tmp_path):
     assert run(["--json", "--run", str(tmp_path / "new")]) == 0
     told = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert told["devices"]["found"] == "cpu: 8 × cpu"
+    assert told["devices"]["found"] == "cpu: 8 × cpu; attention by xla"
     assert told["collective"]["found"].startswith("right sum over 8 devices")
     assert told["run folder"]["mark"] in ("ok", "warn")
     assert {"python", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint"} <= set(told)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from polopt.errors import PoloptError, UsageError
-from polopt.models import DecoderConfig, LanguageModel
+from polopt.models import DecoderConfig, LanguageModel, ValueModel
 from polopt.models.attention import Rule, attention
 from polopt.models.kernels import choose, rows
 from polopt.models.layout import Layout
+from polopt.models.lora import LoraModel
 
 PLAIN = Rule(scale=0.3, softcap=None, window=None)
 LOCAL = dataclasses.replace(PLAIN, window=150)  # longer than a block, and shorter than a row
@@ -130,13 +131,16 @@ def test_the_kernels_are_for_tpus():
         choose("splash", "cpu")
 
 
+def test_adapters_and_critics_are_computed_as_their_model_is():
+    model = dataclasses.replace(decoder(), attention="splash")
+    adapted = LoraModel.over(model, rank=2)
+    assert adapted.attention == adapted.base_model.attention == "splash"
+    assert ValueModel(model.config, attention="splash").decoder == model
+
+
 def test_an_unknown_kind_is_refused():
-    config = DecoderConfig(
-        vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
-        mlp_size=8, max_length=8,
-    )  # fmt: skip
     with pytest.raises(PoloptError, match="'flash': accepted are xla, splash, emulated"):
-        LanguageModel(config, attention="flash")
+        dataclasses.replace(decoder(), attention="flash")
 
 
 def decoder(**changes):

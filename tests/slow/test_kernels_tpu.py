@@ -21,22 +21,21 @@ MODEL = LanguageModel(
     DecoderConfig(
         vocab_size=512,
         hidden_size=256,
-        num_layers=2,
+        num_layers=1,
         num_heads=4,
         num_kv_heads=2,
         head_dim=128,
         mlp_size=512,
         max_length=1024,
         window=200,
-        local_layers=(1,),
+        local_layers=(0,),
     ),
     "bfloat16",
     attention="splash",
 )
 Shape = jax.ShapeDtypeStruct
 KERNEL = 'custom_call_target="tpu_custom_call"'
-# Each layer: prompts, and bins against themselves and their prompts; forward, and twice backward.
-TRAINED = 2 * 3 * 3
+TRAINED = 3 * 3  # prompts, and bins against themselves and their prompts; forward, and two backward
 
 
 def integers(*shape):
@@ -104,5 +103,4 @@ def test_decoding_by_mesh(form):
     given = (form.abstract(PARAMS), integers(4, 100), integers(4), key)
     with form.ambient():
         text = jax.jit(sample).lower(*given).compile().as_text()
-    # Prompts of 100 tokens are read by XLA; a step has a ring and a prompt in each layer.
-    assert text.count(KERNEL) == 2 * 2
+    assert text.count(KERNEL) == 2  # rings and prompts, which XLA reads, as they are short

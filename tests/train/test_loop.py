@@ -365,6 +365,7 @@ def test_what_cannot_be_done_is_said_before_a_folder_is_made(tmp_path):
     for algorithm, settings, message in [
         (alone, {}, "remax needs the column 'greedy_return', which this loop cannot make"),
         (remax, {"devices": 20, "parallel": "auto"}, "devices=20, but this host has 8"),
+        (remax, {"attention": "splash"}, "splash needs TPUs, and the devices are cpu"),
         (ppo, {"minibatches": 5}, "minibatches=5 is more than the 4 groups"),
     ]:
         with pytest.raises(PoloptError, match=message) as error:
