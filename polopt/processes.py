@@ -7,6 +7,7 @@ a rollout or a request to stop, is gathered here; what is computed is equal ever
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +19,10 @@ from polopt.errors import PoloptError
 from polopt.launch.topology import Topology
 
 T = TypeVar("T")
+
+_SMALL = 1 << 16  # bytes that go by way of the coordination service
+_PATIENCE = 24 * 60 * 60 * 1000  # milliseconds that a process may be slower than the others
+_ROUNDS = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +53,13 @@ class Processes:
         """
         if self.count == 1:
             return [value]
-        from jax.experimental.multihost_utils import process_allgather
-
-        data = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = process_allgather(np.int32(len(data)))
-        room = 1 << int(sizes.max()).bit_length()  # few widths, as each is compiled
-        rows = process_allgather(np.pad(data, (0, room - len(data))))
+        data = pickle.dumps(value)
+        small = len(data) <= _SMALL
+        heard = _exchange(self, (len(data), data if small else None))
+        if all(said is not None for _, said in heard):
+            return [pickle.loads(said) for _, said in heard]
+        sizes = [size for size, _ in heard]
+        rows = _through_devices(data, max(sizes))
         return [pickle.loads(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -88,6 +94,36 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def _exchange(among: Processes, word: Any) -> list[Any]:
+    """A word of each, by way of JAX's coordination service: no device has a part in it.
+
+    Nobody is waited for without end: who is lost, the service notices, and ends the others. It is
+    in the first process, which therefore stays until all have heard: it may be about to leave.
+    """
+    from jax._src.distributed import global_state  # orbax does the same: there is no public way
+
+    store, place = global_state.client, f"polopt/{next(_ROUNDS)}"
+    assert store is not None
+    store.key_value_set_bytes(f"{place}/{among.index}", pickle.dumps(word))
+    keys = [f"{place}/{index}" for index in range(among.count)]
+    words = [pickle.loads(store.blocking_key_value_get_bytes(key, _PATIENCE)) for key in keys]
+    if not among.first:
+        store.key_value_set_bytes(f"{place}/heard by {among.index}", b"all")
+        return words
+    for index in range(1, among.count):
+        store.blocking_key_value_get_bytes(f"{place}/heard by {index}", _PATIENCE)
+    store.key_value_delete(f"{place}/")
+    return words
+
+
+def _through_devices(data: bytes, most: int) -> np.ndarray:
+    """u8[processes, most or more], over the links of the devices, which carry more than hosts'."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    room = 1 << most.bit_length()  # few widths, as each is compiled
+    return process_allgather(np.pad(np.frombuffer(data, np.uint8), (0, room - len(data))))
 
 
 def present() -> Processes:

@@ -75,3 +75,23 @@ def test_the_page_on_placement_shows_a_program_and_sizes_that_are_understood(cap
     assert meshes == [(), ("fsdp=4", "tensor=2"), ("data=2", "fsdp=-1"), ("fsdp=8",), ("fsdp=6",)]
     assert asked[3].sample_mesh == ("tensor=4", "data=2")
     assert asked[4].sample_devices == 2
+
+
+def test_the_commands_of_the_launch_page_are_understood(monkeypatch):
+    from polopt.cli.app import COMMANDS
+    from polopt.cli.processes import read_topology
+
+    page = (Path(__file__).parents[1] / "docs" / "launch.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    found = re.findall(r"(?<![\w-])polopt ((?:train|doctor)\b[^'\"#&\n]*)", blocks)
+    assert len(found) >= 12
+    for command in found:
+        name, *argv = shlex.split(command)
+        assert name in COMMANDS
+        if name == "train":
+            _, rest = read_topology(argv)
+            read_arguments(rest)
+    told = re.findall(r"^\| `(--[a-z-]+) ?[A-Z:]*` \| `(\w+)`", page, re.MULTILINE)
+    from polopt.launch.topology import FLAGS
+
+    assert dict(told) == FLAGS

@@ -1,17 +1,25 @@
 """``polopt train``: a run from the command line."""
 
 import dataclasses
+import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from polopt.cli.parse import parse, take
+from polopt.cli.processes import TOPOLOGY_HELP, read_topology, work
 from polopt.cli.table import find_algorithm
+from polopt.launch.roll_call import roll_call
+from polopt.launch.supervise import is_worker, supervise
+from polopt.launch.topology import Topology
 from polopt.train.config import TrainConfig, read_config
 from polopt.train.sinks import Sink, Summary
 from polopt.train.stop import EXIT_CODES
 
-EXAMPLES = """\
+EXAMPLES = (
+    """\
   polopt train                                    GRPO on short sums
   polopt train --algorithm dapo --steps 200       another method, longer
   polopt train --algorithm mine.py:my_method      your own composition
@@ -22,32 +30,59 @@ EXAMPLES = """\
   polopt train --config runs/grpo-chain_sum-0 --seed 1     again, another seed
   polopt train --config runs/grpo-chain_sum-0 --resume     go on where it stopped
 
---config takes a run's folder or a config.json; other options replace its values."""
+--config takes a run's folder or a config.json; other options replace its values.
+
+"""
+    + TOPOLOGY_HELP
+)
+
+COMMAND = (sys.executable, "-m", "polopt", "train")
 
 Loop = Callable[..., Summary]
 
 
-def run(argv: Sequence[str], loop: Loop | None = None) -> int:
-    """Train; `loop` is `polopt.train.loop.train` unless another one is given."""
-    config = read_arguments(argv)
-    if sys.stderr.isatty() and not config.quiet:
+def run(argv: Sequence[str], loop: Loop | None = None, command: Sequence[str] = COMMAND) -> int:
+    """Train, in this process or, where a run has several, in a worker of which it is the parent.
+
+    Args:
+      argv: without the command's name.
+      loop: `polopt.train.loop.train` unless another one is given.
+      command: that runs this function again, for a worker.
+    """
+    among, rest = read_topology(argv)
+    config = read_arguments(rest)
+    if is_worker(os.environ):
+        job = functools.partial(_train, config, loop or _the_loop)
+        return work(among or Topology(), job)
+    if among is not None:
+        if among.coordinator is not None:
+            roll_call(among)
+        return supervise([*command, *rest], among)
+    return _train(config, loop or _the_loop)
+
+
+def _train(config: TrainConfig, loop: Loop, first: bool = True) -> int:
+    """Run the loop; only the first of several processes prints."""
+    if first and sys.stderr.isatty() and not config.quiet:
         print("polopt: starting ...", file=sys.stderr)  # importing jax takes seconds
-    sinks = make_sinks(config)
+    sinks = make_sinks(config) if first else []
     try:
         algorithm = find_algorithm(config.algorithm)
-        summary = (loop or _the_loop())(config, algorithm=algorithm, sinks=sinks)
+        summary = loop(config, algorithm=algorithm, sinks=sinks)
     except KeyboardInterrupt:
-        print(stopped_line(config, None), file=sys.stderr)
+        if first:
+            print(stopped_line(config, None), file=sys.stderr)
         return EXIT_CODES["SIGINT"]
     finally:
         for sink in sinks:
             sink.close()
-    if config.quiet:
+    if first and config.quiet:
         from polopt.train.view import verdict
 
         print(f"{verdict(summary)} ({summary.run})")
     if summary.stopped is not None:
-        print(stopped_line(config, summary.steps), file=sys.stderr)
+        if first:
+            print(stopped_line(config, summary.steps), file=sys.stderr)
         return EXIT_CODES[summary.stopped]
     return 0
 
@@ -90,7 +125,7 @@ def stopped_line(config: TrainConfig, steps: int | None) -> str:
     return f"polopt: stopped {when}; the run is in {config.folder}; continue with: {command}"
 
 
-def _the_loop() -> Loop:
-    from polopt.train.loop import train
+def _the_loop(config: TrainConfig, **parts: Any) -> Summary:
+    from polopt.train.loop import train  # brings jax
 
-    return train
+    return train(config, **parts)

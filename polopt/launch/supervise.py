@@ -8,6 +8,7 @@ what is written for people, and turns such an end into one line and an exit code
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -29,11 +30,17 @@ _GRACE = 5.0  # seconds for a worker that was asked to stop at once, and for its
 _KEPT = 400  # lines of a worker's standard error, for its end
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 # What XLA, absl and gloo log, and what glibc and Python say while a process aborts.
-_LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl|\[Gloo\] ")
-_ABORTING = re.compile(r"F\d{4} |\*\*\* |Fatal Python error|terminate called")
+_LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl")
+# Its threads write at once, so that pieces of such lines stand in any order.
+_GLOO = re.compile(r"\[Gloo\] Rank|is connected to|connected peer ranks")
+_REST_OF_GLOO = re.compile(r"[\d\s]*")
+_ABORTING = re.compile(
+    r"F\d{4} |\*\*\* |Fatal Python error|terminate called|E\d{4} .*Use error polling to propagate"
+)
 _LOST = re.compile(r"distributed service detected fatal errors|[Cc]oordination ?[Ss]ervice")
 _MEETING = "CoordinationService/RegisterTask"
 _NAMED = re.compile(r"task[:/_ ]+(\d+)")
+_SILENT = re.compile(r"stopped sending heartbeats\):\n((?:\S*\d\n)+)")
 
 
 def is_worker(environ: Mapping[str, str]) -> bool:
@@ -86,7 +93,9 @@ def lost(said: str, of: Topology) -> str:
     >>> lost("task: /job:jax_worker/replica:0/task:3", Topology(index=1, count=4))
     'ended because process 3 did; continue with the same commands and --resume'
     """
-    others = dict.fromkeys(n for n in _NAMED.findall(said) if n != str(of.index))
+    silent = (re.findall(r"\d+$", names, re.MULTILINE) for names in _SILENT.findall(said))
+    named = [*_NAMED.findall(said), *itertools.chain.from_iterable(silent)]
+    others = dict.fromkeys(n for n in named if n != str(of.index))
     if not others and of.index != 0 and "leader task" in said:
         others = {"0": None}
     who = f"process {' and '.join(others)}" if others else "another process"
@@ -138,13 +147,14 @@ class _Relay(threading.Thread):
         return "".join(self._lines)
 
     def run(self) -> None:
-        aborting = False
+        aborting = gloo = False
         with self._source:
             for raw in self._source:
                 line = raw.decode(errors="replace")
                 self._lines.append(line)
                 aborting = aborting or bool(_ABORTING.match(line))
-                meant = not aborting and not _LOGGED.match(line)
+                gloo = bool(_GLOO.search(line) or (gloo and _REST_OF_GLOO.fullmatch(line)))
+                meant = not (aborting or gloo or _LOGGED.match(line))
                 if meant or line.startswith("polopt: "):
                     with contextlib.suppress(OSError):  # nobody reads any more; the run goes on
                         sys.stderr.write(line)

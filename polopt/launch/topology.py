@@ -61,14 +61,14 @@ def topology(environ: Mapping[str, str]) -> Topology | None:
     Raises:
       UsageError: only a part is said, or something that cannot be.
     """
-    limits = {
-        "start_seconds": _whole(environ, START, 1) or Topology.start_seconds,
-        "lost_seconds": _whole(environ, LOST, 1) or Topology.lost_seconds,
-    }
+    limits = Topology(
+        start_seconds=_whole(environ, START, 1) or Topology.start_seconds,
+        lost_seconds=_whole(environ, LOST, 1) or Topology.lost_seconds,
+    )
     coordinator = environ.get(COORDINATOR)
     count, index = _whole(environ, COUNT, 1), _whole(environ, INDEX, 0)
     if coordinator is None and count is None and index is None:
-        return Topology(**limits) if _cluster_of_several(environ) else None
+        return limits if _cluster_of_several(environ) else None
     if count == 1:
         return None
     for flag, value in (("--num-processes", count), ("--process-id", index)):
@@ -86,7 +86,7 @@ def topology(environ: Mapping[str, str]) -> Topology | None:
         raise UsageError(f"--coordinator takes HOST:PORT, not {coordinator!r}")
     if index >= count:
         raise UsageError(f"--process-id {index}: the {count} processes are 0 to {count - 1}")
-    return Topology(coordinator=coordinator, count=count, index=index, **limits)
+    return dataclasses.replace(limits, coordinator=coordinator, count=count, index=index)
 
 
 def _whole(environ: Mapping[str, str], name: str, least: int) -> int | None:

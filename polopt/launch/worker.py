@@ -28,7 +28,7 @@ def keep_output() -> None:
     old.flush()
     os.dup2(2, 1)
     sys.stdout = os.fdopen(out, "w", encoding=old.encoding, errors=old.errors)
-    sys.stdout.reconfigure(line_buffering=old.line_buffering)
+    sys.stdout.reconfigure(line_buffering=bool(old.line_buffering))
 
 
 def leave(code: int) -> NoReturn:

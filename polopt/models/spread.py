@@ -30,6 +30,11 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(cut or None for cut in spec)))
 
 
+def whole(tree: Any) -> Any:
+    """Arrays of which every device of the ambient mesh has a copy."""
+    return jax.tree.map(constrain, tree)
+
+
 def ambient() -> dict[str, int]:
     """Axes of the ambient mesh that are longer than one, but for those of a mapped function."""
     mesh = jax.sharding.get_abstract_mesh()

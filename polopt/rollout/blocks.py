@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -53,32 +53,44 @@ class Block:
     @staticmethod
     def join(blocks: list[Block]) -> Block:
         """One block of several, as wide as the widest."""
-        T = max(block.trajectories.tokens.shape[1] for block in blocks)
-        names = {name: None for block in blocks for name in block.trajectories.reward_parts}
-
-        def widen(x: np.ndarray, fill: int = 0) -> np.ndarray:
-            if x.ndim < 2:
-                return x
-            return np.pad(x, ((0, 0), (0, T - x.shape[1])), constant_values=fill)
-
-        def wide(x: Trajectories) -> Trajectories:
-            absent = np.zeros(x.tokens.shape, np.float32)
-            parts = {name: x.reward_parts.get(name, absent) for name in names}
-            made = jax.tree.map(widen, dataclasses.replace(x, reward_parts=parts))
-            labels = {k: widen(v, NO_LABEL) for k, v in x.columns.items() if k in LABELS}
-            columns = {**made.columns, **labels}
-            return dataclasses.replace(made, turn=widen(x.turn, -1), columns=columns)
-
-        joined = jax.tree.map(
-            lambda *xs: np.concatenate(xs), *(wide(block.trajectories) for block in blocks)
-        )
         block = Block(
-            joined,
+            _stacked([block.trajectories for block in blocks]),
             [e for b in blocks for e in b.examples],
             [c for b in blocks for c in b.completions],
             blocks[0].size,
         )
         return block.select(np.ones(block.rows, bool))
+
+
+def joined(parts: Sequence[tuple[Trajectories, list[str]]]) -> tuple[Trajectories, list[str]]:
+    """One batch of what several processes wrote: rows, each a group of its own, and their texts."""
+    if len(parts) == 1:
+        return parts[0]
+    trajectories = _stacked([part for part, _ in parts])
+    own = np.arange(len(trajectories.length), dtype=np.int32)
+    trajectories = dataclasses.replace(trajectories, group=own, episode=own)
+    return trajectories, [text for _, texts in parts for text in texts]
+
+
+def _stacked(parts: Sequence[Trajectories]) -> Trajectories:
+    """Rows of several batches, as wide as the widest; groups and episodes keep their old ids."""
+    T = max(part.tokens.shape[1] for part in parts)
+    names = {name: None for part in parts for name in part.reward_parts}
+
+    def widen(x: np.ndarray, fill: int = 0) -> np.ndarray:
+        if x.ndim < 2:
+            return x
+        return np.pad(x, ((0, 0), (0, T - x.shape[1])), constant_values=fill)
+
+    def wide(x: Trajectories) -> Trajectories:
+        absent = np.zeros(x.tokens.shape, np.float32)
+        earned = {name: x.reward_parts.get(name, absent) for name in names}
+        made = jax.tree.map(widen, dataclasses.replace(x, reward_parts=earned))
+        labels = {k: widen(v, NO_LABEL) for k, v in x.columns.items() if k in LABELS}
+        columns = {**made.columns, **labels}
+        return dataclasses.replace(made, turn=widen(x.turn, -1), columns=columns)
+
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *(wide(part) for part in parts))
 
 
 def passed(test: Callable, block: Block) -> np.ndarray:

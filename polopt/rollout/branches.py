@@ -20,8 +20,8 @@ from polopt.rollout.rows import AT_PROMPT, Row, Sampler, Segment, resume
 from polopt.trajectory.sampling import Branch, Uncertain
 from polopt.types import Stop
 
-# (episode, what was drawn, its row there) -> the episode after its next segment
-Take = Callable[[Episode, Generated, int], Episode]
+# (episodes or nothing, what was drawn at their places) -> them after their next segments
+Take = Callable[[Sequence[Episode | None], Generated], list[Episode | None]]
 
 
 def segment_tokens(branch: Branch, max_new_tokens: int) -> int:
@@ -33,7 +33,10 @@ def segment_tokens(branch: Branch, max_new_tokens: int) -> int:
 def take_segment(max_new_tokens: int, depth: int) -> Take:
     """Segments of one completion: it ends as the model ends it, or with its last segment."""
 
-    def take(episode: Episode, generated: Generated, n: int) -> Episode:
+    def take(asked: Sequence[Episode | None], generated: Generated) -> list[Episode | None]:
+        return [episode and one(episode, generated, n) for n, episode in enumerate(asked)]
+
+    def one(episode: Episode, generated: Generated, n: int) -> Episode:
         row, stop = episode.row, Stop(int(generated.stop[n]))
         most = max_new_tokens - row.actions
         part = Segment.sampled(generated, n, most, 0, anchor=AT_PROMPT)
@@ -74,9 +77,9 @@ def grow(
         asked = [episode for tree in trees for episode in tree.round()]
         rows = [None if episode is None else episode.row for episode in asked]
         generated = resume(sample, rows, widest)
-        start = 0
+        after, start = take(asked, generated), 0
         for tree in trees:
-            tree.advance(generated, start, take)
+            tree.advance(generated, start, after)
             start += len(tree.places)
     return [episode.row for tree in trees for episode in tree.taken]
 
@@ -101,12 +104,19 @@ class _Tree:
         going = [episode if episode.live else None for episode in self.taken]
         return going + [None] * (len(self.places) - len(going))
 
-    def advance(self, generated: Generated, start: int, take: Take) -> None:
-        """Add a segment to every live episode, then fork, then start again if all have ended."""
+    def advance(self, generated: Generated, start: int, taken: Sequence[Episode | None]) -> None:
+        """Add a segment to every live episode, then fork, then start again if all have ended.
+
+        Args:
+          generated: of all groups.
+          start: of this one in them.
+          taken: the episodes of all groups after their segments.
+        """
         before = list(self.taken)
         went_on = [place for place, episode in enumerate(before) if episode.live]
         for place in went_on:
-            after = take(before[place], generated, start + place)
+            after = taken[start + place]
+            assert after is not None
             self.taken[place] = dataclasses.replace(after, row=self._labelled(before[place], after))
         if self.branch.uncertain is None:
             forks = [self.taken[place] for place in went_on if self.taken[place].live]

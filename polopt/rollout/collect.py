@@ -23,6 +23,7 @@ from polopt.rollout.blocks import Block, highest, passed
 from polopt.rollout.measure import outcome
 from polopt.rollout.pool import VALUE, Pool, learn, pick
 from polopt.rollout.rows import ANSWER, BUCKET, NO_LABEL, Row, Sampler, begin, record, whole_turn
+from polopt.rollout.shares import UNSHARED, Shares
 from polopt.tasks.score import SINGLE, score_all
 from polopt.tasks.task import Example, Task
 from polopt.trajectory.sampling import Branch, Sampling
@@ -73,6 +74,7 @@ class Collector:
     max_length: int
     temperature: float
     seed: int = 0  # of the choice among prompts, where there is one
+    shares: Shares = UNSHARED
 
     def __post_init__(self) -> None:
         branch, environment = self.sampling.branch, self.task.environment
@@ -212,11 +214,22 @@ class Collector:
         examples = self._examples(prompts, cursor, pool)
         ids = (cursor.row + np.arange(prompts * G, dtype=np.int32)).reshape(prompts, G)
         others = self._others(prompts, cursor)
+        drawn = self.shares.drawn(prompts)
         start = time.perf_counter()
-        rows = self._draw_all(writers, examples, ids, others)
-        beside = self._beside(writers, examples, cursor, pool)
+        rows = self._draw_all(writers, examples[drawn], ids[drawn], others[drawn])
+        beside = self._beside(writers, examples[drawn], cursor.prompt + drawn.start, pool)
         middle = time.perf_counter()
-        trajectories, completions = self.write(rows)
+
+        def written(share: slice) -> tuple[Trajectories, list[str]]:
+            own, texts = self.write(_of_groups(rows, share, G))
+            if sampling.companion:
+                near = _of_groups(beside, share, sampling.companion.samples)
+                value = self._reduced(near, examples[drawn][share], pool)
+                columns = {**own.columns, sampling.companion.column: np.repeat(value, G)}
+                own = dataclasses.replace(own, columns=columns)
+            return own, texts
+
+        trajectories, completions = self.shares.written(prompts, written)
         shared = sampling.mixture is not None and sampling.mixture.alpha > 0
         foreign = (others | shared).repeat(G)[:, None]
         version = np.full_like(trajectories.version, writers.version)
@@ -227,13 +240,13 @@ class Collector:
         )
         if sampling.prioritise:
             pool = learn(sampling.prioritise, pool, trajectories)
-        if sampling.companion:
-            value, pool = self._reduced(beside, examples, pool)
-            columns = {**trajectories.columns, sampling.companion.column: np.repeat(value, G)}
-            trajectories = dataclasses.replace(trajectories, columns=columns)
+        if sampling.companion and sampling.companion.cache:
+            value = trajectories.columns[sampling.companion.column][::G]
+            pool = {**pool, VALUE: pool[VALUE].copy()}
+            pool[VALUE][[e.index for e in examples]] = value
         seconds["sample"] += middle - start
         seconds["reward"] += time.perf_counter() - middle
-        return Block(trajectories, [row.example for row in rows], completions, G), pool
+        return Block(trajectories, [e for e in examples for _ in range(G)], completions, G), pool
 
     def _examples(self, prompts: int, cursor: Cursor, pool: Pool) -> list[Example]:
         """The problems of a block: the next ones, or those that the spec prefers."""
@@ -262,26 +275,27 @@ class Collector:
         return [found[int(i)] for i in ids.reshape(-1)]
 
     def _beside(
-        self, writers: Writers, examples: list[Example], cursor: Cursor, pool: Pool
+        self, writers: Writers, examples: list[Example], place: int, pool: Pool
     ) -> list[Row]:
-        """The companion completions of a block; none if all their prompts are remembered."""
-        spec, index = self.sampling.companion, np.array([e.index for e in examples])
+        """The companion completions of examples; none if all their prompts are remembered.
+
+        `place` is that of the first example in the stream of prompts.
+        """
+        spec, index = self.sampling.companion, np.array([e.index for e in examples], int)
         if spec is None or (spec.cache and not np.isnan(pool[VALUE][index]).any()):
             return []
         assert writers.companion is not None
         # A reference's draws belong to the prompt, the policy's to its place in the stream.
-        first = index if spec.policy == "reference" else cursor.prompt + np.arange(len(examples))
+        first = index if spec.policy == "reference" else place + np.arange(len(examples))
         ids = first[:, None] * spec.samples + np.arange(spec.samples)
         return self.draw(writers.companion, examples, ids.astype(np.int32))
 
-    def _reduced(
-        self, beside: list[Row], examples: list[Example], pool: Pool
-    ) -> tuple[np.ndarray, Pool]:
-        """f32[P]: what the companion completions come to, and the pool that remembers it."""
-        spec, index = self.sampling.companion, np.array([e.index for e in examples])
+    def _reduced(self, beside: list[Row], examples: list[Example], pool: Pool) -> np.ndarray:
+        """f32[P]: what the companion completions come to, or what is remembered of them."""
+        spec, index = self.sampling.companion, np.array([e.index for e in examples], int)
         assert spec is not None
         if not beside:
-            return pool[VALUE][index], pool
+            return pool[VALUE][index]
         returns = outcome(self.write(beside)[0]).reshape(len(examples), -1)
         value = np.asarray(spec.reduce(returns), np.float32)
         if value.shape != index.shape:
@@ -289,11 +303,7 @@ class Collector:
                 f"companion: reduce gave shape {value.shape} for returns of shape "
                 f"{returns.shape}; give one number per prompt"
             )
-        if spec.cache:
-            known = pool[VALUE].copy()
-            known[index] = value
-            pool = {**pool, VALUE: known}
-        return value, pool
+        return value
 
     def draw(
         self, sample: Sampler, examples: Sequence[Example], ids: np.ndarray, *, fork: bool = False
@@ -302,6 +312,8 @@ class Collector:
 
         With `fork` each group is drawn as the tree that the sampling spec asks for, if it does.
         """
+        if not examples:
+            return []
         tokens, lengths = self.prompts(examples)
         rows = begin(examples, tokens, lengths, ids)
         branch = self.sampling.branch
@@ -317,8 +329,8 @@ class Collector:
         self, sample: Sampler, rows: list[Row], group_size: int, branch: Branch
     ) -> list[Row]:
         if branch.depth is None:
-            take = functools.partial(episodes.take_turn, rules=self.rules)
-            places = [episodes.open_episode(row, self.rules) for row in rows]
+            take = functools.partial(episodes.take_turns, rules=self.rules, size=group_size)
+            places = episodes.open_episodes(rows, self.rules, group_size)
         else:
             take = branches.take_segment(self.max_new_tokens, branch.depth)
             places = [episodes.Episode(row=row, state=None) for row in rows]
@@ -342,6 +354,7 @@ class Collector:
             max_new_tokens=self.max_new_tokens,
             room=self.room,
             widest=self._widest,
+            shares=self.shares,
         )
 
     def write(self, rows: Sequence[Row]) -> tuple[Trajectories, list[str]]:
@@ -380,3 +393,8 @@ class Collector:
         texts = (self.tokenizer.decode(part.tokens.tolist()) for part in row.segments)
         marked = zip(row.segments, texts, strict=True)
         return "".join(text if part.turn >= 0 else f"⟨{text}⟩" for part, text in marked)
+
+
+def _of_groups(rows: list[Row], groups: slice, size: int) -> list[Row]:
+    """The rows of some groups of `size` neighbours."""
+    return rows[groups.start * size : groups.stop * size]

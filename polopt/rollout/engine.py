@@ -21,6 +21,7 @@ import numpy as np
 
 from polopt.compiler import jit
 from polopt.errors import PoloptError
+from polopt.models.spread import whole
 from polopt.rollout import lanes as device
 from polopt.rollout.lanes import Drawing, Generated, Lanes, Model
 from polopt.types import Stop
@@ -249,12 +250,12 @@ class _Call:
 
     def _harvest(self, state: Lanes) -> None:
         """Take what has stopped."""
-        running, step = jax.device_get((state.running, state.step))
+        running, step = _read((state.running, state.step))
         self.steps = int(step)
         done = [i for i, row in enumerate(self.row_of) if row != NOBODY and not running[i]]
         if not done:
             return
-        out = jax.device_get(state.out)
+        out = _read(state.out)
         rows = [self.row_of[i] for i in done]
         for name in ("tokens", "length", "logp_sampler", "log_keep", "stop", "entropy"):
             column = getattr(self.found, name)
@@ -346,6 +347,14 @@ def _compiled(fn: Callable[..., Lanes], **how: Any) -> Callable[..., Lanes]:
     return jit(run, **how)
 
 
+def _read(tree: Any) -> Any:
+    """On the host, also what lies on devices of other processes."""
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        tree = _whole(tree)
+    return jax.device_get(tree)
+
+
+_whole = jit(whole)
 _open = _compiled(
     device.open_lanes, static_argnums=0, static_argnames=("lanes", "room", "ring", "entropy")
 )

@@ -19,6 +19,7 @@ import numpy as np
 from polopt.errors import PoloptError
 from polopt.rollout.lanes import Generated
 from polopt.rollout.rows import Row, Sampler, Segment, resume
+from polopt.rollout.shares import UNSHARED, Shares
 from polopt.tasks.environment import Environment, Reply, State
 from polopt.tasks.score import sample_name
 from polopt.types import Stop
@@ -34,11 +35,15 @@ class Rules:
     max_new_tokens: int  # that the model may write, in all turns together
     room: int  # tokens after the prompt, observations included
     widest: int  # context that still leaves a turn its tokens
+    shares: Shares = UNSHARED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Episode:
-    """A row, and the state of its environment before turn number `turn`."""
+    """A row, and the state of its environment before turn number `turn`.
+
+    The state is in one process only, if several draw together: the one that plays the episode.
+    """
 
     row: Row
     state: State
@@ -83,15 +88,16 @@ def play(
       shared: the prompts i32[P,S] and their lengths i32[P], read once in the first turn.
       rules: of the environment.
     """
-    episodes = [open_episode(row, rules) for row in rows]
+    size = len(rows) // len(shared[0])
+    episodes = open_episodes(rows, rules, size)
     generated = first_turn(sample, rows, shared)
-    episodes = [take_turn(e, generated, n, rules) for n, e in enumerate(episodes)]
-    while any(e.live for e in episodes):
+    while True:
+        asked = [e if e.live else None for e in episodes]
+        taken = take_turns(asked, generated, rules, size)
+        episodes = [new or old for new, old in zip(taken, episodes, strict=True)]
+        if not any(e.live for e in episodes):
+            return [e.row for e in episodes]
         generated = resume(sample, [e.row if e.live else None for e in episodes], rules.widest)
-        episodes = [
-            take_turn(e, generated, n, rules) if e.live else e for n, e in enumerate(episodes)
-        ]
-    return [e.row for e in episodes]
 
 
 def first_turn(
@@ -102,12 +108,33 @@ def first_turn(
     return jax.device_get(sample(*shared, ids))
 
 
-def open_episode(row: Row, rules: Rules) -> Episode:
-    """A row before its first turn."""
-    return Episode(row=row, state=_asked(rules.environment.start, row, 0, rules, row.example))
+def open_episodes(rows: Sequence[Row], rules: Rules, size: int) -> list[Episode]:
+    """Rows before their first turn, of groups of that size."""
+
+    def opened(n: int) -> Episode:
+        row = rows[n]
+        return Episode(row=row, state=_asked(rules.environment.start, row, 0, rules, row.example))
+
+    return rules.shares.each(len(rows), size, opened, _stateless)
 
 
-def take_turn(episode: Episode, generated: Generated, n: int, rules: Rules) -> Episode:
+def take_turns(
+    asked: Sequence[Episode | None], generated: Generated, rules: Rules, size: int
+) -> list[Episode | None]:
+    """Episodes after the rows of a call have become their next turns, and been answered."""
+
+    def taken(n: int) -> Episode | None:
+        episode = asked[n]
+        return episode and _take_turn(episode, generated, n, rules)
+
+    return rules.shares.each(len(asked), size, taken, lambda e: e and _stateless(e))
+
+
+def _stateless(episode: Episode) -> Episode:
+    return dataclasses.replace(episode, state=None)
+
+
+def _take_turn(episode: Episode, generated: Generated, n: int, rules: Rules) -> Episode:
     """The episode after row n of a call has become its next turn, and been answered."""
     row, number, environment = episode.row, episode.turn, rules.environment
     label = _asked(environment.label, row, number, rules, episode.state)

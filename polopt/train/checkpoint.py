@@ -27,50 +27,89 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from polopt.errors import PoloptError
+from polopt.processes import ALONE, Processes
 
 FORMAT = 1
 _PARTIAL = ".partial"
 
 
-def save(folder: Path, step: int, tree: Any, counters: dict[str, Any], *, keep: int = 2) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tree: Any,
+    counters: dict[str, Any],
+    *,
+    keep: int = 2,
+    processes: Processes = ALONE,
+) -> Path:
     """Write `tree` and `counters` as the checkpoint of `step`, then drop all but `keep`.
+
+    Every process of a run must call this, with the same; it returns once all have written and the
+    checkpoint is committed.
 
     Raises:
       PoloptError: the disk is full or not writable; older checkpoints stay as they were.
     """
-    final = path_of(folder, step)
-    partial = folder / f"{step:08d}{_PARTIAL}"
-    try:
-        for leftover in folder.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-        with _without_tracebacks(), ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / "state", _named(_on_host(tree)))
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "counters": counters,
-            "files": {name: _digest(partial / name) for name in _files(partial)},
-        }
-        with open(partial / "manifest.json", "w", encoding="utf-8") as file:
-            json.dump(manifest | {"sha256": _own_digest(manifest)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-    except (OSError, ValueError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
-        raise PoloptError(f"cannot write the checkpoint {final}: {_reason(error)}") from error
-    for old in _steps(folder)[:-keep]:
-        shutil.rmtree(path_of(folder, old))
+    final, partial = path_of(folder, step), folder / f"{step:08d}{_PARTIAL}"
+
+    def begin() -> None:
+        with _writing(final, partial):
+            for leftover in folder.glob(f"*{_PARTIAL}"):
+                shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+
+    def commit() -> None:
+        with _writing(final, partial):
+            _write_manifest(partial, step, counters)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+        for old in _steps(folder)[:-keep]:
+            shutil.rmtree(path_of(folder, old))
+
+    processes.from_first(begin)
+    with (
+        _writing(final, partial),
+        _without_tracebacks(),
+        _checkpointer(partial.name, processes) as checkpointer,
+    ):
+        checkpointer.save(partial.absolute() / "state", _named(_on_host(tree)))
+    processes.from_first(commit)
     return final
 
 
-def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
+@contextlib.contextmanager
+def _writing(final: Path, partial: Path) -> Iterator[None]:
+    """Turn what the system or orbax says into one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # of a process that is gone, not of the disk
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
+        raise PoloptError(f"cannot write the checkpoint {final}: {_reason(error)}") from error
+
+
+def _write_manifest(partial: Path, step: int, counters: dict[str, Any]) -> None:
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "counters": counters,
+        "files": {name: _digest(partial / name) for name in _files(partial)},
+    }
+    with open(partial / "manifest.json", "w", encoding="utf-8") as file:
+        json.dump(manifest | {"sha256": _own_digest(manifest)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def restore(
+    folder: Path, like: Any, *, prefix: str = "", processes: Processes = ALONE
+) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole: (step, tree, counters), or None if there is none.
 
-    A damaged one is named in a warning and the one before it is taken.
+    A damaged one is named in a warning and the one before it is taken. Of several processes, which
+    must all call this, the first decides.
 
     Args:
       like: a tree of the same structure; shapes and types are compared. Leaves come back as NumPy,
@@ -80,6 +119,15 @@ def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dic
     Raises:
       PoloptError: there are checkpoints but none can be read, or they hold another model.
     """
+    found = processes.from_first(lambda: _newest(folder))
+    if found is None:
+        return None
+    step, counters = found
+    return step, _load(path_of(folder, step), like, prefix, processes), counters
+
+
+def _newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and counters of the newest checkpoint that is whole."""
     steps = _steps(folder)
     faults = []
     for step in reversed(steps):
@@ -90,20 +138,20 @@ def restore(folder: Path, like: Any, *, prefix: str = "") -> tuple[int, Any, dic
             faults.append(f"{path}: {fault}")
             continue
         for fault in faults:
-            warnings.warn(f"checkpoint {fault}; taking step {step}", RuntimeWarning, stacklevel=2)
-        return step, _load(path, like, prefix), manifest["counters"]
+            warnings.warn(f"checkpoint {fault}; taking step {step}", RuntimeWarning, stacklevel=5)
+        return step, manifest["counters"]
     if faults:
         raise PoloptError(f"no checkpoint can be read of the {len(steps)} there are: {faults[0]}")
     return None
 
 
 def _on_host(tree: Any) -> Any:
-    """What lies on one device, as NumPy; orbax writes arrays of several from where they lie."""
+    """What is in one piece, as NumPy; orbax writes the parts of arrays from where they lie."""
 
-    def several(x: Any) -> bool:
-        return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+    def in_parts(x: Any) -> bool:
+        return isinstance(x, jax.Array) and not x.is_fully_replicated
 
-    return jax.tree.map(lambda x: x if several(x) else jax.device_get(x), tree)
+    return jax.tree.map(lambda x: x if in_parts(x) else jax.device_get(x), tree)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -111,9 +159,19 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}"
 
 
-def _load(path: Path, like: Any, prefix: str) -> Any:
+def _checkpointer(what: str, processes: Processes) -> ocp.Checkpointer:
+    """Orbax's, where processes wait for one another without their devices, each time for `what`."""
+    everyone = set(range(processes.count)) if processes.count > 1 else None
+    options = ocp.options.MultiprocessingOptions(
+        active_processes=everyone, barrier_sync_key_prefix=what
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _load(path: Path, like: Any, prefix: str, processes: Processes) -> Any:
     wanted = {prefix + name: leaf for name, leaf in _named(like).items()}
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer(path.name, processes) as checkpointer:
         state = path.absolute() / "state"
         there = checkpointer.metadata(state).item_metadata.tree
         odd = sorted(name for name in there.keys() ^ wanted.keys() if name.startswith(prefix))

@@ -127,7 +127,7 @@ class TrainConfig:
     """Steps between checkpoints (0: only at the end)."""
 
     devices: int | None = None
-    """Devices to use (None: all that are local)."""
+    """Devices to use, of each process (None: all that it has)."""
     parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
     """How to spread over devices: jit on one; pmap, a copy of the model on each; mesh, a part of it
     on each, for models that do not fit one. auto: jit on one, pmap on several, mesh with --mesh."""

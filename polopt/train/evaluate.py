@@ -55,7 +55,13 @@ def complete_all(
 ) -> tuple[Trajectories, list[str]]:
     """`samples` completions of every problem, verified."""
     ids = np.arange(len(problems) * samples, dtype=np.int32).reshape(-1, samples)
-    return collector.write(collector.draw(sample, problems, ids))
+    drawn = collector.shares.drawn(len(problems))
+    rows = collector.draw(sample, problems[drawn], ids[drawn])
+
+    def written(share: slice) -> tuple[Trajectories, list[str]]:
+        return collector.write(rows[share.start * samples : share.stop * samples])
+
+    return collector.shares.written(len(problems), written)
 
 
 def views(rollout: Rollout, rows: Sequence[int]) -> list[SampleView]:

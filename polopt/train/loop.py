@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,43 +22,46 @@ from polopt.compose import prepare, reweigh
 from polopt.memory import give_back
 from polopt.models.kernels import describe
 from polopt.models.lora import LoraModel, check_applied, join
+from polopt.processes import ALONE, Processes, present
 from polopt.rollout.collect import Rollout
-from polopt.rollout.measure import rollout_metrics, staleness
 from polopt.rollout.pool import new_pool
 from polopt.rollout.recall import no_responses, remember
+from polopt.rollout.shares import Shares
 from polopt.tasks import Task
 from polopt.train import checkpoint
 from polopt.train.config import TrainConfig
 from polopt.train.evaluate import views
 from polopt.train.handover import Handover
+from polopt.train.metrics import of_rollout, of_updates
 from polopt.train.micro_batches import MicroBatches, in_layouts
-from polopt.train.models import first_params, parts, roles, together
+from polopt.train.models import blend, first_params, parts, roles, together
 from polopt.train.parallel import Parallel, forms
 from polopt.train.policy import Policy, adapted, attending, instructed, load_policy
-from polopt.train.record import SCHEMA, Record, open_record
+from polopt.train.record import Record
 from polopt.train.rollouts import Rollouts
 from polopt.train.rows import assign_steps
 from polopt.train.scoring import Scoring
 from polopt.train.served import serve
 from polopt.train.setup import (
-    collector_of,
     decoding_of,
     make_optimizer,
     packs,
     pool_of,
     reset,
     resolve,
+    run_collector,
     scale,
     task_of,
     teacher_of,
     versions,
 )
+from polopt.train.shared_record import Seen, shared_record
 from polopt.train.sinks import Fanout, Sink, Summary
-from polopt.train.state import Progress, restore, save
+from polopt.train.state import Progress, due, restore, save
 from polopt.train.stop import StopRequest, stop_on_signals
 from polopt.train.update import Params, TrainState, init_state, make_update
 from polopt.train.writers import make_samplers
-from polopt.types import Info, Trajectories, info_values, merge_info
+from polopt.types import Trajectories
 
 SAMPLES_SHOWN = 4
 
@@ -87,9 +89,9 @@ def train(
     """
     alg = scale(algorithm, config)
     config = resolve(config, alg)
-    parallel, sampling = forms(
-        config.parallel, config.devices, config.mesh, config.sample_devices, config.sample_mesh
-    )
+    processes = present()
+    asked = config.mesh, config.sample_devices, config.sample_mesh
+    parallel, sampling = forms(config.parallel, config.devices, *asked, processes)
     with parallel.loading():
         policy = adapted(policy or load_policy(config.model, config.compute_dtype), config)
         if isinstance(policy.model, LoraModel):
@@ -104,10 +106,10 @@ def train(
         task = pool_of(task or held.enter_context(task_of(config)), alg, config)
         policy = instructed(policy, config.system, task.instruction)
         config = dataclasses.replace(config, system=policy.tokenizer.system)
-        record = held.enter_context(open_record(config))
+        record = held.enter_context(shared_record(config, processes))
         stop = held.enter_context(stop_on_signals())
-        sink = Fanout([record, *sinks])
-        run = Run(config, alg, policy, parallel, task, record, sink, teacher, sampling)
+        sink = Fanout([record, *sinks] if isinstance(record, Record) else [])
+        run = Run(config, alg, policy, parallel, task, record, sink, teacher, sampling, processes)
         return run.go(stop)
 
 
@@ -121,17 +123,18 @@ class Run:
         policy: Policy,
         parallel: Parallel,
         task: Task,
-        record: Record,
+        record: Record | Seen,
         sink: Fanout,
         teacher: Policy | None = None,
         sampling: Parallel | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Compile nothing yet; see `train`. `config` is resolved."""
         assert config.prompts is not None
         assert config.group_size is not None
         self.prompts, self.group_size = config.prompts, config.group_size
         self.config, self.alg, self.policy, self.parallel = config, alg, policy, parallel
-        self.task, self.record, self.sink = task, record, sink
+        self.task, self.record, self.sink, self.processes = task, record, sink, processes
         self.started = time.perf_counter()
         self.roles = roles(alg, policy.model, teacher.model if teacher else None)
         self.teacher, self.given = teacher, {}
@@ -142,15 +145,12 @@ class Run:
         how = {"axis": parallel.axis, "shards": parallel.shards, "remat": config.remat}
         self.update = parallel.step(make_update(alg, read, self.optimizer, **how))
         self.in_layouts = in_layouts(read)
-        self.blend = jax.jit(functools.partial(_blend, alg.update.ema))
+        self.blend = jax.jit(functools.partial(blend, alg.update.ema))
         self.prepare = jax.jit(functools.partial(prepare, alg))
         self.reweigh = jax.jit(functools.partial(reweigh, alg))
         self.piece_key = jax.random.fold_in(jax.random.key(config.seed), 2)
-        collector = collector_of(
-            policy, task, alg.sampling, config.max_new_tokens, config.temperature
-        )
-        room = min(module.config.max_length for module in self.roles.modules.values())
-        collector = dataclasses.replace(collector, max_length=room, seed=config.seed)
+        shares = Shares(processes, apart=parallel.processes.count > 1)
+        collector = run_collector(config, policy, task, alg.sampling, self.roles.modules, shares)
         packed = packs(config, policy)
         groups = -(-self.prompts // alg.update.minibatches)
         self.micro_batches = MicroBatches(
@@ -198,6 +198,7 @@ class Run:
             {
                 **versions(),
                 "devices": self.parallel.devices,
+                "processes": self.processes.count,
                 "attention": describe(model.attention, model.config.head_dim),
                 "resumed_from": now.step,
                 "loss": repr(self.alg.trajectory),
@@ -207,11 +208,11 @@ class Run:
         if now.saved < 0:
             now.first = now.last = self._evaluate(now)
             self._save(now)
-        while now.step < config.steps and not stop:
+        while now.step < config.steps and not self._stopped(stop):
             self._step(now)
-            if _due(config.eval_every, now.step) or now.step == config.steps:
+            if due(config.eval_every, now.step) or now.step == config.steps:
                 now.last = self._evaluate(now)
-            if _due(config.checkpoint_every, now.step):
+            if due(config.checkpoint_every, now.step):
                 self._save(now)
         if now.saved < now.step:
             self._save(now)
@@ -221,11 +222,15 @@ class Run:
             seconds=time.perf_counter() - self.started,
             first=now.first,
             last=now.last,
-            checkpoint=self._path(now.step),
-            stopped=stop.signal,
+            checkpoint=checkpoint.path_of(self.record.checkpoints, now.step),
+            stopped=self._stopped(stop),
         )
         self.sink.finish(summary)
         return summary
+
+    def _stopped(self, stop: StopRequest) -> str | None:
+        """The signal that asked any of the processes to stop: they stop after the same step."""
+        return next(filter(None, self.processes.gather(stop.signal)), None)
 
     def _step(self, now: Progress) -> None:
         start = time.perf_counter()
@@ -249,20 +254,16 @@ class Run:
         if now.average:
             now.average = self.blend(now.average, now.state.params["policy"])
         metrics = {
-            **rollout_metrics(rollout.trajectories),
-            "rollout/staleness": staleness(rollout.trajectories, now.step - 1),
+            **of_rollout(rollout, now.step - 1, refills=self.alg.sampling.refill is not None),
             **routed,
             **info,
             "update/learning_rate": self._learning_rate(now),
-            **{f"time/{name}": seconds for name, seconds in rollout.seconds.items()},
             "time/wait": sampled - start,
             "time/score": scored - sampled,
             "time/update": end - scored,
             "time/step": end - start,
         }
         metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/step"]
-        if self.alg.sampling.refill:
-            metrics["groups/refills"] = rollout.rounds - 1
         self.sink.step(now.step, metrics)
         shown = list(range(0, len(rollout.examples), self.group_size))[:SAMPLES_SHOWN]
         self.sink.samples(now.step, views(rollout, shown))
@@ -273,8 +274,8 @@ class Run:
         Not across a checkpoint, which then is all that a resumed run needs.
         """
         config = self.config
-        due = _due(config.checkpoint_every, step) or _due(config.eval_every, step)
-        return bool(config.sample_devices) and step < config.steps and not due
+        kept = due(config.checkpoint_every, step) or due(config.eval_every, step)
+        return bool(config.sample_devices) and step < config.steps and not kept
 
     def _evaluate(self, now: Progress) -> Mapping[str, float] | None:
         if not self.task.held_out:
@@ -335,11 +336,12 @@ class Run:
                 cut = self.micro_batches.cut(trajectories, rows, rooms=rooms)
                 now.state, info = self.update(now.state, given, trajectories, prepared, *cut)
                 infos.append(info)
+        jax.block_until_ready(now.state)  # before processes talk: nothing is under way then
         after = int(self.parallel.single(now.state.skipped))
         steps_taken = alg.update.epochs * alg.update.minibatches
         skipped = after - before == steps_taken
         now.count_skipped(skipped, step=now.step + 1, checkpoints=self.record.checkpoints)
-        return {**_metrics(infos), "update/skipped": after}
+        return {**of_updates(infos), "update/skipped": after}
 
     def _prepare(self, now: Progress, trajectories: Trajectories, step_of: np.ndarray) -> Any:
         memory = self.parallel.single(now.state.memory)
@@ -385,7 +387,7 @@ class Run:
         like, folder = self._shapes, self.record.checkpoints
         base, fixed = self.parallel.place((self.base, self._fixed()))
         self.given = {**fixed, **self._bases(base)}
-        found = restore(folder, like) if self.record.resumed else None
+        found = restore(folder, like, self.processes) if self.record.resumed else None
         if self.record.resumed:
             self.record.resume_at(found.step if found else -1)
         if found:
@@ -394,24 +396,4 @@ class Run:
         return dataclasses.replace(first, average=self.parallel.place(first.average))
 
     def _save(self, now: Progress) -> None:
-        save(self.record.checkpoints, now, self.parallel)
-
-    def _path(self, step: int) -> Path:
-        return checkpoint.path_of(self.record.checkpoints, step)
-
-
-def _due(every: int, step: int) -> bool:
-    return bool(every) and step % every == 0
-
-
-def _blend(share: float, average: Params, policy: Params) -> Params:
-    return jax.tree.map(lambda a, b: a + share * (b - a), average, policy)
-
-
-def _metrics(steps: list[Info]) -> dict[str, float]:
-    """Flat metrics of a batch's optimiser steps; what pieces report goes under `method/`."""
-    # Later optimiser steps move the policy: only the first one speaks of the sampler.
-    first = {name: entry for name, entry in steps[0].items() if name.startswith("rollout/")}
-    merged = {**functools.reduce(merge_info, steps), **first}
-    values = {name: float(x) for name, x in jax.device_get(info_values(merged)).items()}
-    return {name if name in SCHEMA else f"method/{name}": x for name, x in values.items()}
+        save(self.record.checkpoints, now, self.parallel, self.processes)

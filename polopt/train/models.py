@@ -166,3 +166,8 @@ def together(given: Mapping[str, Any], moving: Mapping[str, Any]) -> dict[str, A
     """Parameters of all models: adapters are `moving` over a base that is `given` by their name."""
     over = {name: join(part, given[name]) for name, part in moving.items() if name in given}
     return {**given, **moving, **over}
+
+
+def blend(share: float, average: Any, policy: Any) -> Any:
+    """A moving average of parameters, after a share of the policy's has come in."""
+    return jax.tree.map(lambda a, b: a + share * (b - a), average, policy)

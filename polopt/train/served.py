@@ -61,10 +61,13 @@ def serve(
     """The server that `config` names, asked whether it reports what it is said to.
 
     Raises:
-      PoloptError: it cannot sample what the method needs, or weights have no place to go.
+      PoloptError: it cannot sample what the method needs, weights have no place to go, or the run
+        has several processes.
       ServerError: no such server or model, or another log-probability than `server_reports` says.
     """
     assert config.server is not None
+    if collector.shares.processes.count > 1:
+        raise PoloptError("server: one process samples from it, so train in one process")
     mixture = collector.sampling.mixture
     if mixture and mixture.alpha:
         raise PoloptError("server: tokens of two models mixed are drawn here only")

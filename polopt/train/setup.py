@@ -25,6 +25,7 @@ from polopt.rollout.lanes import Drawing, Generated
 from polopt.rollout.rows import ANSWER
 from polopt.rollout.sampler import generate
 from polopt.rollout.server import corrected
+from polopt.rollout.shares import Shares
 from polopt.tasks import Example, IsolatedReward, Task, load_task
 from polopt.train.config import SampleConfig, TrainConfig
 from polopt.train.models import DRIFT, models_read
@@ -256,6 +257,20 @@ def collector_of(
         max_length=policy.model.config.max_length,
         temperature=temperature,
     )
+
+
+def run_collector(
+    config: TrainConfig,
+    policy: Policy,
+    task: Task,
+    sampling: Sampling,
+    modules: Mapping[str, Any],
+    shares: Shares,
+) -> Collector:
+    """That of a training run, whose rows have room in every model that reads them."""
+    made = collector_of(policy, task, sampling, config.max_new_tokens, config.temperature)
+    room = min(module.config.max_length for module in modules.values())
+    return dataclasses.replace(made, max_length=room, seed=config.seed, shares=shares)
 
 
 def packs(config: TrainConfig, policy: Policy) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from polopt.errors import PoloptError
 from polopt.models.layout import Room
+from polopt.processes import ALONE, Processes
 from polopt.rollout.collect import Cursor
 from polopt.rollout.pool import Pool
 from polopt.train import checkpoint
@@ -56,13 +57,18 @@ class Progress:
             )
 
 
+def due(every: int, step: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done after this one."""
+    return bool(every) and step % every == 0
+
+
 def arrays(now: Progress) -> dict[str, Any]:
     """What a checkpoint holds besides counters; leaves of the train state keep their names."""
     state = {field.name: getattr(now.state, field.name) for field in dataclasses.fields(now.state)}
     return {**state, "pool": now.pool, "average": now.average}
 
 
-def save(folder: Path, now: Progress, parallel: Parallel) -> None:
+def save(folder: Path, now: Progress, parallel: Parallel, processes: Processes = ALONE) -> None:
     """Write the checkpoint of a step; see `checkpoint.save`."""
     state, average = parallel.single((now.state, now.average))
     counters = {
@@ -71,18 +77,19 @@ def save(folder: Path, now: Progress, parallel: Parallel) -> None:
         **{name: getattr(now, name) for name in _COUNTERS},
     }
     held = arrays(dataclasses.replace(now, state=state, average=average))
-    checkpoint.save(folder, now.step, held, counters)
+    checkpoint.save(folder, now.step, held, counters, processes=processes)
     now.saved = now.step
 
 
-def restore(folder: Path, like: Progress) -> Progress | None:
+def restore(folder: Path, like: Progress, processes: Processes = ALONE) -> Progress | None:
     """The newest checkpoint that is whole; None if there is none.
 
     Args:
       like: the run before its first step, or its shapes. What they say where to put is put there,
         the rest lies on one device.
+      processes: of the run.
     """
-    found = checkpoint.restore(folder, arrays(like))
+    found = checkpoint.restore(folder, arrays(like), processes=processes)
     if found is None:
         return None
     step, held, counters = found

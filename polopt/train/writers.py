@@ -107,7 +107,8 @@ def make_samplers(
             engine = Engine(model=model, drawing=drawing, max_new_tokens=room, lanes=slots)
             return _under(parallel, engine)
         complete = completer(dataclasses.replace(policy, model=model), how, collector)
-        return _dealt(parallel.rows(complete, dealt=4), parallel.parts)
+        here = parallel.local
+        return _dealt(here.rows(complete, dealt=4), here.parts)
 
     mixed = other = companion = None
     if mixture and mixture.alpha:

@@ -33,6 +33,16 @@ HEARTBEAT = (
     'Thread 0x1 (most recent call first):\n  File "loop.py", line 1 in run\n'
 )
 
+# And in another build, in the process that runs the service; two are gone.
+POLLING = (
+    "E1129 00:48:48.300127   12 coordination_service.cc:1549] [1] Use error polling to propagate "
+    "the following error to all tasks: UNAVAILABLE: The following tasks are unhealthy (stopped "
+    "sending heartbeats):\n2\n3\nThe tasks have crashed. Check the task logs.\n"
+    "F1129 00:48:48.301040   12 client.h:80] Terminating process because the JAX distributed "
+    "service detected fatal errors. absl::Status: UNAVAILABLE: The following tasks are unhealthy "
+    "(stopped sending heartbeats):\n2\n3\nThe tasks have crashed.\n"
+)
+
 
 def ending(capfd, code, *args, of=SECOND):
     """The exit code and standard error of a worker that runs Python `code`."""
@@ -52,6 +62,15 @@ def test_an_abort_for_a_lost_process_is_one_line_that_names_it(capfd):
     assert err == (
         "a user's line\npolopt: process 1 of 2 ended because process 0 did; continue with the "
         "same commands and --resume\n"
+    )
+
+
+def test_processes_that_are_named_by_their_numbers_alone_are_named(capfd):
+    code, err = ending(capfd, ABORT, POLLING, of=Topology(coordinator="h:1", count=4, index=0))
+    assert code == 1
+    assert err == (
+        "polopt: process 0 of 4 ended because process 2 and 3 did; continue with the same commands "
+        "and --resume\n"
     )
 
 
@@ -92,6 +111,16 @@ def test_logs_of_the_runtime_are_kept_back(capfd):
     log = "I1128 20:41:08.1 44 a.cc:1] hello\nW0000 00:00:00.1 44 a.cc:1] hello\nWATCH 1128\n"
     code, err = ending(capfd, "import sys; sys.stderr.write(sys.argv[1])", log)
     assert (code, err) == (0, "WATCH 1128\n")
+
+
+def test_what_threads_of_gloo_say_at_once_is_kept_back(capfd):
+    log = (
+        "[Gloo] Rank [Gloo] Rank 0 is connected to 12 is connected to 7 peer ranks. Expected "
+        "number of connected peer ranks is : 7\n7 peer ranks. Expected number of connected peer "
+        "ranks is : \n7\n\nmeant 7\n7\n"
+    )
+    code, err = ending(capfd, "import sys; sys.stderr.write(sys.argv[1])", log)
+    assert (code, err) == (0, "meant 7\n7\n")
 
 
 def test_a_worker_knows_what_it_is(capfd):

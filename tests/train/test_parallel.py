@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crowd import crowd
 
 from polopt.errors import PoloptError
 from polopt.train.parallel import Jit, Pmap, choose
@@ -39,6 +40,22 @@ def test_what_cannot_be_had_is_refused(kind, devices, message):
         choose(kind, devices)
 
 
+def test_processes_choose_one_form_of_all_their_devices():
+    for index, form in enumerate(crowd(2, lambda among: choose("auto", 4, (), among))):
+        assert (form.each, form.devices, form.parts) == (4, 8, 8)
+        assert (form.processes.index, form.processes.count) == (index, 2)
+        assert form.local == Pmap(4)
+    assert isinstance(crowd(2, lambda among: choose("auto", 1, (), among))[0], Pmap)
+
+
+def test_processes_that_cannot_run_as_one_are_refused():
+    for error in crowd(2, lambda among: choose("jit", None, (), among)):
+        assert str(error) == "parallel=jit runs on one device, not 2: use pmap or auto"
+    for error in crowd(2, lambda among: choose("pmap", 4 + among.index, (), among)):
+        words = "processes need equally many devices: 4 in process 0, 5 in process 1"
+        assert str(error) == words
+
+
 def double(params, shared, rows, more):
     return {"sum": rows * params["scale"] + shared + more.sum(1), "same": more}
 
@@ -51,6 +68,22 @@ def test_rows_are_dealt_in_order_and_come_back_so():
         made = form.rows(double, dealt=2)
         out = made(form.place(params), np.float32(5), rows, more)
         toy.assert_same_tree(jax.device_get(out), expected)
+
+
+def test_processes_compute_their_shares_and_have_all_rows():
+    params, there = {"scale": jnp.float32(3)}, Pmap(2)
+    rows, more = np.arange(8, dtype=np.float32), np.arange(16, dtype=np.float32).reshape(8, 2)
+    computed = []
+
+    def work(among):
+        form = there if among is None else Pmap(2, among)
+        made = form.rows(lambda *args: computed.append(args) or double(*args), dealt=2)
+        return jax.device_get(made(form.place(params), np.float32(5), rows, more))
+
+    expected = work(None)
+    for found in crowd(2, work):
+        toy.assert_same_tree(found, expected)
+    assert sorted(rows.shape for _, _, rows, _ in computed) == [(2,), (2,), (4,)]
 
 
 def test_what_is_replicated_is_on_every_device_and_costs_no_second_compilation():

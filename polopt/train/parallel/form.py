@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from polopt.models.config import DecoderConfig
+from polopt.processes import Processes
 
 
 class Parallel(Protocol):
@@ -14,11 +15,24 @@ class Parallel(Protocol):
 
     Rows of a batch are dealt to devices in equal `parts`. A compiled function sees one of them
     under `pmap`, where it names the `axis` over which it sums, and else all of them, as `shards`.
+
+    A run of several processes calls everything here alike in all of them, with equal arguments, and
+    has equal results in all, but for what it does with `local`.
     """
 
     @property
     def devices(self) -> int:
-        """How many are used."""
+        """How many are used, in all processes together."""
+        ...
+
+    @property
+    def processes(self) -> Processes:
+        """Those that can compute each by itself; `ALONE` where none can without the others."""
+        ...
+
+    @property
+    def local(self) -> Parallel:
+        """The form of what each of `processes` computes by itself, of what is placed as here."""
         ...
 
     @property

@@ -12,6 +12,7 @@ import jax
 
 from polopt.compiler import jit
 from polopt.models.config import DecoderConfig
+from polopt.processes import ALONE, Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Jit:
     parts: int = 1
     shards: int = 1
     axis: None = None
+    processes: Processes = ALONE
+
+    @property
+    def local(self) -> Jit:
+        """This one."""
+        return self
 
     @property
     def platform(self) -> str:

@@ -3,7 +3,8 @@
 Axes: "data" and "fsdp" deal rows, and "fsdp" cuts parameters, which are gathered where they are
 used; "tensor" cuts heads, MLPs and the vocabulary; "sequence" cuts positions. What is cut along
 which is the one table of `polopt.models.axes`; optimiser state follows its parameters. The compiled
-functions have global semantics, and XLA puts in what devices must tell each other.
+functions have global semantics, and XLA puts in what devices must tell each other. Devices may be
+those of several processes: these then run one program, and none can compute without the others.
 
 Everything here works on shapes alone, and for devices that are not there: `abstract` and `lower`.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,6 +28,7 @@ from polopt.errors import PoloptError, UsageError
 from polopt.models.axes import MESH_AXES, SEQUENCE, TENSOR, spec_of
 from polopt.models.config import DecoderConfig
 from polopt.models.spread import ROWS
+from polopt.processes import ALONE, Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Sharded:
 
     mesh: Mesh
     axis: None = None
+    processes: Processes = ALONE
 
     @property
     def devices(self) -> int:
@@ -44,6 +48,11 @@ class Sharded:
     def platform(self) -> str:
         """Of the mesh, whose devices may be elsewhere."""
         return self.mesh.devices.flat[0].platform
+
+    @property
+    def local(self) -> Sharded:
+        """This one."""
+        return self
 
     @property
     def parts(self) -> int:
@@ -99,7 +108,7 @@ class Sharded:
     def place(self, tree: Any) -> Any:
         """Each leaf cut as its name says."""
         # Copied, even where it lies there already: what is placed may be donated.
-        return jax.device_put(tree, self.shardings(tree), may_alias=False)
+        return put(tree, self.shardings(tree), may_alias=False)
 
     def build(self, make: Callable[..., Any], *args: Any) -> Any:
         """Made of what is placed, so that no device has more than its part at any time."""
@@ -174,7 +183,7 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         """Call it."""
         first, rest = args[: self._placed], args[self._placed :]
-        rest = jax.device_put(rest, self._form.dealt(rest))
+        rest = put(rest, self._form.dealt(rest))
         with self._form.ambient():
             return self._jit(args)(*first, *rest)
 
@@ -197,6 +206,24 @@ class Compiled:
                 self._fn, out_shardings=where, compiler_options=options, **self._how
             )
         return self._jitted
+
+
+def put(tree: Any, shardings: Any, **how: Any) -> Any:
+    """`jax.device_put`; of several processes, each gives its devices their parts.
+
+    All of them have the same values, which is not looked at: JAX would send them round to see.
+    """
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings, **how)
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding, **how)
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        here = x if is_key else np.asarray(x)
+        return jax.make_array_from_callback(here.shape, sharding, lambda part: here[part])
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def _shapes(tree: Any, shardings: Any) -> Any:
