@@ -1,6 +1,6 @@
 """What polopt adds to JAX on several devices: its optimiser step against a minimal one by hand.
 
-    python experiments/bench/weak_scaling.py [--pairs 100] [--devices 1 2 4 8]
+    python experiments/bench/weak_scaling.py [--pairs 100] [--devices 1 2 4 8] [--processes 2]
 
 Every device has as many rows. The minimal step is what one would write: the same log-probabilities,
 a loss of one line, `jax.grad`, a sum over devices, optax, the loss read on the host. Both deal rows
@@ -9,25 +9,27 @@ of scaling; the ratio of each pair says what is added, and at which number of de
 """
 
 import argparse
+import contextlib
+import socket
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from composition import CONFIG, batch
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pairs import compare
 
-jax.config.update("jax_num_cpu_devices", 8)
-
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from composition import CONFIG, batch  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
-from pairs import compare  # noqa: E402
-
-import polopt  # noqa: E402
-from polopt import algorithms  # noqa: E402
-from polopt.models import LanguageModel  # noqa: E402
-from polopt.models.score import score  # noqa: E402
-from polopt.train.parallel import choose  # noqa: E402
-from polopt.train.rows import take  # noqa: E402
-from polopt.train.update import init_state, make_update  # noqa: E402
+import polopt
+from polopt import algorithms
+from polopt.models import LanguageModel
+from polopt.models.score import score
+from polopt.processes import present
+from polopt.train.parallel import choose
+from polopt.train.rows import take
+from polopt.train.update import init_state, make_update
 
 GROUP, PROMPT, COMPLETION = 4, 16, 48
 MODEL = LanguageModel(CONFIG)
@@ -51,16 +53,17 @@ def minimal(kind, n, params, trajectories, weights):
         updates, moments = OPTIMIZER.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, loss
 
-    devices = jax.devices()[:n]
+    devices, me = jax.devices()[:n], present()
     data = jax.tree.map(np.asarray, (trajectories, weights))
     if kind == "pmap":
+        here = [device for device in devices if device.process_index == me.index]
         step = jax.pmap(step, axis_name="data", donate_argnums=(0, 1), devices=devices)
-        held = jax.pmap(lambda x, _: x, axis_name="data", in_axes=(None, 0), devices=devices)(
-            (params, moments), np.arange(n)
+        held = jax.pmap(lambda x, _: x, axis_name="data", in_axes=(None, 0), devices=here)(
+            (params, moments), np.arange(len(here))
         )
 
         def place(x):
-            return x.reshape(n, -1, *x.shape[1:])
+            return x[me.share(len(x))].reshape(len(here), -1, *x.shape[1:])
     else:
         mesh = Mesh(np.array(devices), ("data",))
         step = jax.jit(step, donate_argnums=(0, 1))
@@ -73,13 +76,14 @@ def minimal(kind, n, params, trajectories, weights):
     def run():
         nonlocal held
         *held, loss = step(*held, *jax.tree.map(place, data))
-        return float(np.ravel(loss)[0])
+        return float(np.ravel(loss.addressable_data(0))[0])
 
     return run
 
 
 def ours(kind, n, params, trajectories, prepared, memory):
-    form = choose(kind, n, FORMS[kind])
+    me = present()
+    form = choose(kind, n // me.count, FORMS[kind], me)
     alg = algorithms.grpo()
     how = {"axis": form.axis, "shards": form.shards}
     step = form.step(make_update(alg, {"policy": MODEL}, OPTIMIZER, **how))
@@ -99,9 +103,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--processes", type=int, default=1, help="that share them, by pmap")
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--at", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    params = MODEL.init(jax.random.key(0))
-    for kind in FORMS:
+    if args.processes > 1 and args.process is None:
+        start_all(args.processes)
+    else:
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    jax.config.update("jax_num_cpu_devices", max(args.devices) // args.processes)
+    if args.processes > 1:
+        jax.distributed.initialize(args.at, args.processes, args.process)
+    params = jax.device_get(MODEL.init(jax.random.key(0)))
+    for kind in FORMS if args.processes == 1 else ["pmap"]:
         for n in args.devices:
             trajectories = jax.tree.map(np.asarray, batch(n, GROUP, PROMPT, COMPLETION))
             alg = algorithms.grpo()
@@ -112,11 +129,23 @@ def main() -> None:
             found = compare(
                 ours(kind, n, params, trajectories, prepared, memory), plain, args.pairs
             )
-            print(
-                f"{kind} {n} devices: {found.seconds:.3f} s, ratio {found.ratio:.4f} "
-                f"(95 % {found.low:.4f} to {found.high:.4f})",
-                flush=True,
-            )
+            if present().first:
+                print(
+                    f"{kind} {n} devices: {found.seconds:.3f} s, ratio {found.ratio:.4f} "
+                    f"(95 % {found.low:.4f} to {found.high:.4f})",
+                    flush=True,
+                )
+
+
+def start_all(count: int) -> None:
+    """Run this script in so many processes that meet on the loopback."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, *sys.argv, "--at", at, "--process"]
+    started = [subprocess.Popen([*command, str(i)]) for i in range(count)]
+    codes = [process.wait() for process in started]
+    raise SystemExit(max(codes))
 
 
 if __name__ == "__main__":
