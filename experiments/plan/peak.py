@@ -73,6 +73,7 @@ def main() -> None:
         micro_batch=asked,
         compute_dtype="float32",
         search=0,
+        update_only=True,
     )
     made = make_plan(config, grpo())
     update = made.programs[0]
