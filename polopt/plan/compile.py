@@ -64,7 +64,7 @@ class Program:
       refusal: the compiler's own words; None if it made the program.
       bytes: None if it did not.
       collectives: what is sent.
-      compiled: `jax.stages.Compiled`.
+      lowered, compiled: as `jax.stages` has them; None if it was refused.
     """
 
     name: str

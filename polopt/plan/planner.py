@@ -229,7 +229,7 @@ def _advised(plan: Plan, make: Callable[[PlanConfig], Job], ask: Ask) -> Plan:
     """The plan with settings that would fit; the compiler is asked until it accepts one."""
     where, found = plan.where, []
     confirmed = None
-    if plan.largest is not None:  # with the same settings otherwise, as the search has found
+    if plan.tried and not plan.tried[0].fits and plan.largest is not None:  # found by the search
         own = dataclasses.replace(plan.config, micro_batch=plan.largest)
         needed = plan.held.total + update_bytes(plan.job, plan.sizes, plan.largest)
         confirmed = Advice(config=own, bytes=needed)
