@@ -49,7 +49,7 @@ def test_the_small_model_on_a_mesh_of_every_generation(slice_):
     update = made["programs"]["update"]
     assert {"all-gather", "all-reduce"} <= {sent["kind"] for sent in update["collectives"]}
     held = made["held"]["parameters"] + made["held"]["optimiser"]
-    assert held <= update["bytes"]["arguments"] < held + 2 * 2**20  # with its part of a batch
+    assert held <= update["bytes"]["arguments"] < held + 3 * 2**20  # with its part of a batch
     assert update["bytes"]["reused"] == pytest.approx(held, rel=0.05)  # padded to tiles
 
 
