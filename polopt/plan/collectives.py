@@ -2,7 +2,8 @@
 
 A loop's body stands once in the text and is counted as often as it runs, if that is a number there.
 What the TPU's compiler sends while it computes stands in the text of every fusion that it sends it
-behind: such an operation has the same channel everywhere, and counts once.
+behind: of those in fusions, operations of one channel and size count once. Elsewhere each counts: all
+those of a mapped function have the same channel.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
     computations, entry = _read(text)
     found: dict[object, _Sent] = {}
     for sent in _walk(computations, entry, 1):
-        key = object() if sent.channel is None else sent.channel
+        key = (sent.channel, sent.kind, sent.bytes) if sent.channel else object()
         if key not in found or sent.times > found[key].times:
             found[key] = sent
     return tuple(
@@ -86,7 +87,7 @@ class _Sent(NamedTuple):
     kind: str
     bytes: int  # each time
     times: int
-    channel: str | None
+    channel: str | None  # of one in a fusion
 
 
 def _read(text: str) -> tuple[dict[str, list[str]], str]:
@@ -103,7 +104,9 @@ def _read(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _walk(computations: Mapping[str, list[str]], name: str, times: int) -> Iterator[_Sent]:
+def _walk(
+    computations: Mapping[str, list[str]], name: str, times: int, fused: bool = False
+) -> Iterator[_Sent]:
     """Every collective that a computation runs."""
     for line in computations.get(name, ()):
         operation = _OPERATION.match(line)
@@ -114,13 +117,13 @@ def _walk(computations: Mapping[str, list[str]], name: str, times: int) -> Itera
         if kind in KINDS:
             members, channel = _members(rest), _CHANNEL.search(rest)
             size = _sent(kind, _result(kind, shape, members, verb != kind), members)
-            yield _Sent(kind, size, times, channel[1] if channel else None)
+            yield _Sent(kind, size, times, channel[1] if channel and fused else None)
         inner = times * (_trips(computations, rest) if verb == "while" else 1)
         called = _CALLED.findall(rest)
         for branches in _BRANCHES.findall(rest):
             called += re.findall(r"[\w.\-]+", branches)
         for other in called:
-            yield from _walk(computations, other, inner)
+            yield from _walk(computations, other, inner, fused or verb == "fusion")
 
 
 def _trips(computations: Mapping[str, list[str]], loop: str) -> int:

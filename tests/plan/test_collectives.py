@@ -66,6 +66,8 @@ ENTRY %main (q: f32[8,16]) -> f32[] {
   %h = (f32[4]{0}, f32[8]{0}) all-gather-start(%f), replica_groups=[4,2]<=[8], dimensions={0}
   %v = (s32[]) while(%q), condition=%count, body=%twice
   %m = f32[6]{0} all-to-all(%f), replica_groups=mesh['a'=2,'b'=3] {'b'}, dimensions={0}
+  %y = f32[2]{0} all-reduce(%q), channel_id=1, replica_groups={{0,1}}, to_apply=%sum
+  %z = f32[2]{0} all-reduce(%q), channel_id=1, replica_groups={{0,1}}, to_apply=%sum
   %n = f32[8]{0} collective-permute(%f), source_target_pairs={{0,1},{1,0}}
   %k = f32[8]{0} all-to-all(%f), replica_groups=mesh['a'=2,'b'=8] {'a','b':(1)2}, dimensions={0}
   ROOT %o = f32[] constant(0)
@@ -78,10 +80,11 @@ def test_a_text_written_by_hand():
     # Of 4 devices each sends 3 of the 4 parts of 16 x 128 x 2 bytes, seven times; of 2 devices
     # each sends its half of 8 x 4 bytes, and of 8 x 128 x 2 three times.
     gathered = 7 * 3 * (16 * 128 * 2 // 4) + 4 * 4 + 3 * (8 * 128 * 2 // 2)
-    # A ring sums and gathers: 7 of 8 parts of 8 x 16 x 4 bytes, twice.
+    # A ring sums and gathers: 7 of 8 parts of 8 x 16 x 4 bytes, twice; a half of 8 bytes, twice,
+    # by either of two operations that share a channel.
     assert found == {
         "all-gather": (8 + 3, gathered),
-        "all-reduce": (1, 2 * 7 * (8 * 16 * 4 // 8)),
+        "all-reduce": (3, 2 * 7 * (8 * 16 * 4 // 8) + 2 * 8),
         "reduce-scatter": (1, 3 * 16 * 4),
         # Of three devices each keeps a third; of 2 x 2, where "b" is cut in two and 4, a quarter.
         "all-to-all": (2, 6 * 4 * 2 // 3 + 8 * 4 * 3 // 4),
