@@ -2,8 +2,8 @@
 
 A loop's body stands once in the text and is counted as often as it runs, if that is a number there.
 What the TPU's compiler sends while it computes stands in the text of every fusion that it sends it
-behind: of those in fusions, operations of one channel and size count once. Elsewhere each counts: all
-those of a mapped function have the same channel.
+behind: of those in fusions, operations of one channel and size count once. Elsewhere each counts:
+all those of a mapped function have the same channel.
 """
 
 from __future__ import annotations
