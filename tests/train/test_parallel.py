@@ -7,7 +7,7 @@ import pytest
 from crowd import crowd
 
 from polopt.errors import PoloptError
-from polopt.train.parallel import Jit, Pmap, choose
+from polopt.train.parallel import Jit, Pmap, choose, forms
 from train import toy
 
 
@@ -54,6 +54,8 @@ def test_processes_that_cannot_run_as_one_are_refused():
     for error in crowd(2, lambda among: choose("pmap", 4 + among.index, (), among)):
         words = "processes need equally many devices: 4 in process 0, 5 in process 1"
         assert str(error) == words
+    for error in crowd(2, lambda among: forms("pmap", None, sample_devices=2, processes=among)):
+        assert "sample_devices and sample_mesh are for one process" in str(error)
 
 
 def double(params, shared, rows, more):
