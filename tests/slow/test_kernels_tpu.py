@@ -1,7 +1,5 @@
 """The TPU's compiler takes the kernels, in every form of running; it needs no TPU, but libtpu."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from polopt.models import DecoderConfig, LanguageModel
 from polopt.models.layout import Layout
+from polopt.plan.compile import devices_of
+from polopt.plan.slices import read_slice
 from polopt.rollout import lanes
 from polopt.rollout.draw import Decoding
 from polopt.train.parallel import Sharded, make_mesh
@@ -61,12 +61,9 @@ def gradient(params, layout):
     return jax.grad(total)(params)
 
 
-@pytest.fixture(scope="module", params=["v5e:2x2", "v6e:2x2"])
+@pytest.fixture(scope="module", params=["v5e-4", "v6e-4"])
 def devices(request):
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices
+    return devices_of(read_slice(request.param))
 
 
 @pytest.fixture(scope="module")
