@@ -97,7 +97,8 @@ def test_adapters_over_half_a_billion_weights_fit_one_chip():
 def test_layers_of_eight_billion_weights_on_sixteen_chips(tmp_path):
     shape = shape_of(tmp_path, "llama3-8b", num_hidden_layers=2)
     made = plan(
-        "--model", shape, "--slice", "v5e-16", "--mesh", "fsdp=4", "tensor=4", "--remat", "--micro-batch", "1", "--update-only", *ONCE,
+        "--model", shape, "--slice", "v5e-16", "--mesh", "fsdp=4", "tensor=4", "--remat",
+        "--micro-batch", "1", "--update-only", *ONCE,
     )  # fmt: skip
     assert made["fits"]
     # Weights and two moments in float32, a sixteenth of each; norms are whole on every chip.
