@@ -13,6 +13,7 @@ from polopt.rollout.measure import outcome
 from polopt.testing import random_trajectories
 from polopt.testing.draw import take_rows
 from polopt.train.hindsight import demonstrations, in_place, told
+from polopt.train.models import together
 from polopt.trajectory.sampling import Hindsight, Update
 from train import toy
 from train.toy import config, make_run
@@ -55,7 +56,8 @@ def scored():
     run = make_run(alg, config(steps=1, prompts=6, group_size=3, eval_every=0))
     now = run._first()
     given = run._given(now)
-    rollout = run._rollout(now, given)
+    everyone = together(given, now.state.params)
+    rollout = run.rollouts.take(everyone, 0, now.cursor, now.pool)
     return rollout, run._score(now, given, rollout)
 
 
