@@ -17,7 +17,6 @@ from polopt.algorithms import grpo
 from polopt.models.layout import plan as lay_out
 from polopt.plan.config import PlanConfig
 from polopt.plan.planner import make_plan
-from polopt.train.micro_batches import room_of
 
 MIB = 2**20
 
@@ -53,9 +52,8 @@ def arguments(job, micro_batch):
         lambda x: jax.random.key(0) if x.dtype == jax.random.key(0).dtype else ones(x),
         job.prepared(),
     )
-    room = room_of(micro_batch, job.group_size, job.prompt, job.completion)
     splits = np.arange(job.rows, dtype=np.int32).reshape(-1, micro_batch)
-    layout = lay_out(batch, splits, room=room)
+    layout = lay_out(batch, splits, room=job.room(micro_batch))
     return ones(job.state), ones(job.given), batch, prepared, splits, layout
 
 

@@ -100,7 +100,7 @@ def spec_of(
     names = axes_of(path)
     if names is None or len(names) != len(shape):
         return PartitionSpec()
-    asked = [_axes_on(table[name]) for name in names]
+    asked = [axes_on(table[name]) for name in names]
     _check_collision(path, names, [axis for axes in asked for axis in axes])
     cut = []
     for name, size, axes in zip(names, shape, asked, strict=True):
@@ -115,7 +115,8 @@ def spec_of(
     return PartitionSpec(*cut)
 
 
-def _axes_on(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def axes_on(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes that an entry of a table or of a `PartitionSpec` names."""
     return (entry,) if isinstance(entry, str) else entry or ()
 
 

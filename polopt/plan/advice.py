@@ -19,7 +19,7 @@ from polopt.models.lora import LoraModel
 from polopt.plan.config import PlanConfig
 from polopt.plan.job import Job
 from polopt.plan.memory import Sizes, bytes_of, held, sampler_bytes
-from polopt.train.micro_batches import room_of
+from polopt.train.parallel.mesh import row_parts
 
 MARGIN = 0.92  # of a device's memory: the compiler keeps some, and arrays are padded
 RANK = 16  # of the adapters that are proposed
@@ -44,19 +44,19 @@ def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
     """
     config, tensor = job.policy.config, sizes["tensor"]
     width = jnp.dtype(job.policy.compute_dtype).itemsize
-    room = room_of(micro_batch, job.group_size, job.prompt, job.completion)
+    room = job.room(micro_batch)
     bins = room.prompts * room.bins
-    positions = room.prompts * room.prompt + bins * room.bin
     pairs = max(room.prompts * room.prompt**2, bins * room.bin * (room.prompt + room.bin))
     ways = tensor * sizes["sequence"]
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim / tensor
     inside = 4 * config.hidden_size + heads + 3 * _mlp(config) / tensor
     kept = config.hidden_size + heads / 2  # what layers start from, and what attention gives
     layers = config.num_layers * (kept if job.config.remat else inside)
-    positions = positions / sizes["sequence"]
+    positions = room.positions / sizes["sequence"]
     scores = 3 * _FLOAT * pairs * config.num_heads / ways  # float32, of one layer
-    _, rows = job.split(micro_batch, sizes["data"] * sizes["fsdp"])
-    passes = rows // (sizes["data"] * sizes["fsdp"]) // micro_batch
+    parts = row_parts(sizes)
+    _, rows = job.split(micro_batch, parts)
+    passes = rows // parts // micro_batch
     return math.ceil(
         positions * width * (layers + 2 * inside)
         + scores
@@ -161,7 +161,7 @@ def _fitting(job: Job, sizes: Sizes, memory: int) -> tuple[int, int] | None:
         resident, cache = held(job, sizes).total, sampler_bytes(job, sizes)
     except PoloptError:  # the mesh does not cut this model
         return None
-    for micro_batch in reversed(micro_batches(job, sizes["data"] * sizes["fsdp"])):
+    for micro_batch in reversed(micro_batches(job, row_parts(sizes))):
         needed = resident + max(update_bytes(job, sizes, micro_batch), cache)
         if needed <= MARGIN * memory:
             return micro_batch, needed

@@ -19,7 +19,7 @@ from polopt.models.config import DecoderConfig
 from polopt.models.layout import Room
 from polopt.models.lora import LoraModel, pairs
 from polopt.plan.job import Job
-from polopt.train.micro_batches import in_layouts, room_of
+from polopt.train.micro_batches import in_layouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,7 @@ def _work(job: Job, rows: int, micro: int, names: tuple[str, ...]) -> _Work:
     """What so many rows are, computed micro-batch by micro-batch by these models."""
     scored = rows * job.completion
     if in_layouts(job.roles.chosen(names)):
-        room = room_of(micro, job.group_size, job.prompt, job.completion)
-        return _in_layouts(room, rows // micro, scored)
+        return _in_layouts(job.room(micro), rows // micro, scored)
     T = job.prompt + job.completion
     return _Work(rows * T, rows * T * T, scored)
 
@@ -103,7 +102,7 @@ def _work(job: Job, rows: int, micro: int, names: tuple[str, ...]) -> _Work:
 def _in_layouts(room: Room, splits: int, scored: int) -> _Work:
     prompts, bins = splits * room.prompts, splits * room.prompts * room.bins
     return _Work(
-        positions=prompts * room.prompt + bins * room.bin,
+        positions=splits * room.positions,
         pairs=prompts * room.prompt**2 + bins * room.bin * (room.prompt + room.bin),
         scored=scored,
     )

@@ -19,7 +19,7 @@ from polopt.compose import prepare
 from polopt.errors import PoloptError
 from polopt.models import LanguageModel
 from polopt.models.kernels import choose
-from polopt.models.layout import Layout, round_up_steps
+from polopt.models.layout import Layout, Room, round_up_steps
 from polopt.models.lora import join
 from polopt.models.tokenizer import Tokenizer
 from polopt.plan.config import PlanConfig
@@ -139,6 +139,10 @@ class Job:
 
         return jax.eval_shape(make, self.trajectories(), self.state.memory, step_of)
 
+    def room(self, micro_batch: int) -> Room:
+        """Room for the tokens of so many rows that a device computes at once."""
+        return room_of(micro_batch, self.group_size, self.prompt, self.completion)
+
     def layout(self, rows: int, micro_batch: int, models: tuple[str, ...]) -> Layout | None:
         """Where tokens of so many rows are computed, as `polopt.train.micro_batches` lays them out.
 
@@ -149,7 +153,7 @@ class Job:
         """
         if not in_layouts(self.roles.chosen(models)):
             return None
-        room = room_of(micro_batch, self.group_size, self.prompt, self.completion)
+        room = self.room(micro_batch)
         splits, bins = rows // micro_batch, room.prompts * room.bins
 
         def numbers(*shape: int) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from polopt.models.axes import spec_of
+from polopt.models.axes import axes_on, spec_of
 from polopt.plan.job import Job
 from polopt.train.models import together
+from polopt.train.parallel.mesh import row_parts
 
 Sizes = Mapping[str, int]  # of a mesh, by axis
 
@@ -77,16 +77,11 @@ def bytes_of(tree: Any, sizes: Sizes) -> int:
             continue
         seen.add(id(leaf))
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        ways = math.prod(sizes[axis] for axis in _axes(spec_of(name, leaf.shape, sizes)))
+        ways = math.prod(
+            sizes[axis] for entry in spec_of(name, leaf.shape, sizes) for axis in axes_on(entry)
+        )
         total += math.ceil(leaf.size // ways * _bits(leaf.dtype) / 8)
     return total
-
-
-def _axes(spec: PartitionSpec) -> list[str]:
-    """Axes of the mesh that an array is cut along."""
-    return [
-        axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)
-    ]
 
 
 def numbers_of(tree: Any) -> int:
@@ -103,7 +98,7 @@ def _bits(dtype: Any) -> int:
 
 def sampler_bytes(job: Job, sizes: Sizes) -> int:
     """Bytes on a device of all keys and values while a rollout is sampled."""
-    slots = job.slots(sizes["data"] * sizes["fsdp"])
+    slots = job.slots(row_parts(sizes))
     return cache_bytes(job, slots.prompts * slots.lanes, slots.prompts, sizes)
 
 
@@ -118,7 +113,7 @@ def cache_bytes(job: Job, rows: int, prompts: int, sizes: Sizes) -> int:
     config = job.policy.config
     positions = prompts * job.prompt + rows * job.completion
     width = 2 * config.num_kv_heads * config.head_dim * jnp.dtype(job.policy.compute_dtype).itemsize
-    ways = sizes["data"] * sizes["fsdp"] * _heads(config.num_kv_heads, sizes)
+    ways = row_parts(sizes) * _heads(config.num_kv_heads, sizes)
     return positions * width * config.num_layers // ways
 
 

@@ -21,7 +21,7 @@ from polopt.plan.memory import Held, Sizes, beside, held, sampler_bytes
 from polopt.plan.roofline import Time, estimate
 from polopt.plan.slices import Slice, read_slice
 from polopt.train.parallel import Pmap, Sharded, make_mesh
-from polopt.train.parallel.mesh import fill_sizes, read_sizes
+from polopt.train.parallel.mesh import fill_sizes, read_sizes, row_parts
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """`with watch(what):` is around everything that takes long, and is told what it is."""
@@ -133,7 +133,7 @@ def make_plan(
     sizes = _sizes(config, where.chips)
     make = functools.partial(make_job, method=method)
     job = make(config)
-    resident, parts = held(job, sizes), sizes["data"] * sizes["fsdp"]
+    resident, parts = held(job, sizes), row_parts(sizes)
     micro_batch, _ = job.split(config.micro_batch, parts)
     programs: tuple[Program, ...] = ()
     tried: tuple[Found, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any
 from polopt.plan.compile import Program
 from polopt.plan.memory import beside
 from polopt.plan.planner import Plan
+from polopt.train.parallel.mesh import row_parts
 
 GIB, MIB = 2**30, 2**20
 _WIDTH = 80  # columns, for sentences
@@ -74,7 +75,7 @@ def _title(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{name}={size}" for name, size in plan.sizes.items() if size > 1)
     spread = "a copy on each" if config.parallel == "pmap" else f"mesh {mesh or 'of one device'}"
     update = job.alg.update
-    _, rows = job.split(plan.micro_batch, plan.sizes["data"] * plan.sizes["fsdp"])
+    _, rows = job.split(plan.micro_batch, row_parts(plan.sizes))
     return [
         f"{config.model}, {job.alg.name or config.algorithm}, on {where.name}: {devices}, {spread}",
         f"a rollout: {job.prompts} prompts of {job.prompt} tokens, {job.group_size} completions of "

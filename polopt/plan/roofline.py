@@ -17,6 +17,7 @@ from polopt.plan.flops import Flops
 from polopt.plan.job import Job
 from polopt.plan.memory import Held, Sizes, cache_bytes, numbers_of
 from polopt.plan.slices import Slice
+from polopt.train.parallel.mesh import row_parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def estimate(
 
 def _moved(job: Job, sizes: Sizes, resident: Held, micro_batch: int) -> Mapping[str, float]:
     """Bytes that a chip reads and writes, by part."""
-    parts = sizes["data"] * sizes["fsdp"]
+    parts = row_parts(sizes)
     width = jnp.dtype(job.policy.compute_dtype).itemsize
     weights = numbers_of(job.params) * width / sizes["tensor"]
     # Half of the cache is written, when a row has half of its tokens.
@@ -102,7 +103,7 @@ def _moved(job: Job, sizes: Sizes, resident: Held, micro_batch: int) -> Mapping[
 
 def _sent(job: Job, sizes: Sizes, programs: Sequence[Program]) -> Mapping[str, float]:
     """Bytes that a chip sends, by part, of what was compiled."""
-    rounds = job.rounds(sizes["data"] * sizes["fsdp"])
+    rounds = job.rounds(row_parts(sizes))
     times = {"prefill": rounds, "decode": rounds * job.completion, "update": job.optimiser_steps}
     return {
         program.name: times.get(program.name, 1) * sum(sent.bytes for sent in program.collectives)

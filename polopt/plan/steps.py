@@ -13,11 +13,11 @@ from polopt.compiler import kept_barriers
 from polopt.models.language_model import Params
 from polopt.plan.job import Job, Shape
 from polopt.rollout import lanes as device
-from polopt.rollout.lanes import Generated, Lanes
-from polopt.rollout.sampler import generate
+from polopt.rollout.lanes import Lanes
 from polopt.train.models import together
 from polopt.train.parallel import Pmap, Sharded
 from polopt.train.rows import round_up
+from polopt.train.setup import completer
 from polopt.train.update import make_scorer, make_update
 
 
@@ -58,25 +58,7 @@ def lower_scoring(job: Job, form: Sharded | Pmap, micro_batch: int | None) -> An
 
 def lower_sampling(job: Job, form: Pmap) -> Any:
     """A whole call of the sampler: one program, where devices have rows of their own."""
-    drawing = job.drawing()
-
-    def complete(
-        params: Params, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any
-    ) -> Generated:
-        return generate(
-            job.policy,
-            params,
-            prompts,
-            lengths,
-            ids.reshape(-1),
-            key=key,
-            group_size=job.group_size,
-            max_new_tokens=job.completion,
-            decoding=drawing.decoding,
-            eos_ids=drawing.eos_ids,
-            offset=offset.reshape(-1),
-        )
-
+    complete = completer(job.policy, job.drawing(), job.completion)
     P = round_up(job.prompts, form.parts)
     prompts, lengths = Shape((P, job.prompt), jnp.int32), Shape((P,), jnp.int32)
     row = Shape((P, job.group_size), jnp.int32)

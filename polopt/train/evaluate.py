@@ -20,6 +20,7 @@ from polopt.train.setup import (
     collector_of,
     completer,
     decoding_of,
+    drawing_of,
     task_of,
 )
 from polopt.train.sinks import SampleView
@@ -102,7 +103,8 @@ def _complete(config: SampleConfig, policy: Policy, task: Task) -> list[list[Sam
     room = config.max_new_tokens or 32
     sampling = Sampling(group_size=config.samples)
     collector = collector_of(policy, task, sampling, room, config.temperature or 1.0)
-    compiled = completer(policy, decoding_of(config), collector)
+    drawing = drawing_of(policy, decoding_of(config), collector)
+    compiled = completer(policy.model, drawing, collector.turn_tokens)
     sample = _undealt(compiled, policy.params, jax.random.key(config.seed))
     problems = task.held_out[: config.problems]
     trajectories, completions = complete_all(collector, sample, problems, config.samples)

@@ -23,7 +23,6 @@ from polopt.memory import give_back
 from polopt.models.kernels import describe
 from polopt.models.lora import LoraModel, check_applied, join
 from polopt.processes import ALONE, Processes, present
-from polopt.rollout.collect import Rollout
 from polopt.rollout.pool import new_pool
 from polopt.rollout.recall import no_responses, remember
 from polopt.rollout.shares import Shares
@@ -98,8 +97,8 @@ def train(
             check_applied(policy.model, policy.params)
         teacher = teacher_of(alg, config, policy, teacher)
     for placed in filter(None, (policy, teacher)):
-        parallel.check(placed.model.config, placed.params)
-        sampling.check(placed.model.config, placed.params)
+        for form in dict.fromkeys((parallel, sampling)):
+            form.check(placed.model.config, placed.params)
     policy = attending(policy, config.attention, parallel.platform)
     teacher = teacher and attending(teacher, config.attention, parallel.platform)
     with contextlib.ExitStack() as held:
@@ -244,7 +243,7 @@ class Run:
             self.rollouts.begin(everyone, now.step, rollout.cursor, pool)
         give_back()
         sampled = time.perf_counter()
-        trajectories = self._score(now, given, rollout)
+        trajectories = self.scoring.columns(everyone, rollout, now.pool, now.rooms)
         routed = self.scoring.routed(everyone["policy"], trajectories)
         scored = time.perf_counter()
         info = self._update(now, given, trajectories)
@@ -310,11 +309,6 @@ class Run:
         if base := self.given.get("policy"):
             reference = join(reference, base)
         return {**self.given, "reference": reference}
-
-    def _score(self, now: Progress, given: Params, rollout: Rollout) -> Trajectories:
-        """Add the columns that the pieces need."""
-        everyone = together(given, now.state.params)
-        return self.scoring.columns(everyone, rollout, now.pool, now.rooms)
 
     def _update(self, now: Progress, given: Params, trajectories: Trajectories) -> dict[str, float]:
         """All optimiser steps of a batch; `now.state` moves."""

@@ -298,8 +298,8 @@ def drawing_of(policy: Policy, decoding: Decoding, collector: Collector) -> Draw
     )
 
 
-def completer(policy: Policy, decoding: Decoding, collector: Collector) -> Callable[..., Generated]:
-    """A call of the sampler as the collector's task asks for it, ready to be compiled.
+def completer(model: Any, drawing: Drawing, max_new_tokens: int) -> Callable[..., Generated]:
+    """A call of the sampler that draws so, ready to be compiled.
 
     `(params, key, prompts [P,S], lengths [P], ids [P,G], offset [P,G]) -> Generated`
     """
@@ -308,20 +308,20 @@ def completer(policy: Policy, decoding: Decoding, collector: Collector) -> Calla
         params: Any, key: Any, prompts: Any, lengths: Any, ids: Any, offset: Any
     ) -> Generated:
         return generate(
-            policy.model,
+            model,
             params,
             prompts,
             lengths,
             ids.reshape(-1),
             key=key,
             group_size=ids.shape[1],
-            max_new_tokens=collector.turn_tokens,
-            decoding=decoding,
-            eos_ids=policy.tokenizer.eos_ids,
-            stop_ids=collector.stop_ids,
-            allowed_vocab=policy.tokenizer.vocab_size,
+            max_new_tokens=max_new_tokens,
+            decoding=drawing.decoding,
+            eos_ids=drawing.eos_ids,
+            stop_ids=drawing.stop_ids,
+            allowed_vocab=drawing.allowed_vocab,
             offset=offset.reshape(-1),
-            entropy=collector.entropy,
+            entropy=drawing.entropy,
         )
 
     return complete

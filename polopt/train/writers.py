@@ -101,14 +101,12 @@ def make_samplers(
     mixture, spec = sampling.mixture, sampling.companion
 
     def made(model: Any, how: Decoding = decoding) -> Compiled:
+        drawing, room = drawing_of(policy, how, collector), collector.turn_tokens
         if parallel.axis is None and (slots or large):
-            drawing = drawing_of(policy, how, collector)
-            room = collector.turn_tokens
             engine = Engine(model=model, drawing=drawing, max_new_tokens=room, lanes=slots)
             return _under(parallel, engine)
-        complete = completer(dataclasses.replace(policy, model=model), how, collector)
         here = parallel.local
-        return _dealt(here.rows(complete, dealt=4), here.parts)
+        return _dealt(here.rows(completer(model, drawing, room), dealt=4), here.parts)
 
     mixed = other = companion = None
     if mixture and mixture.alpha:

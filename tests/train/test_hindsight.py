@@ -58,7 +58,7 @@ def scored():
     given = run._given(now)
     everyone = together(given, now.state.params)
     rollout = run.rollouts.take(everyone, 0, now.cursor, now.pool)
-    return rollout, run._score(now, given, rollout)
+    return rollout, run.scoring.columns(everyone, rollout, now.pool, now.rooms)
 
 
 @pytest.mark.slow

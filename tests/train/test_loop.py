@@ -293,7 +293,8 @@ def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
     now = Progress(state=run._start(), cursor=Cursor())
     given = run._fixed()
     everyone = together(given, now.state.params)
-    batch = run._score(now, given, run.rollouts.take(everyone, 0, now.cursor, now.pool))
+    rollout = run.rollouts.take(everyone, 0, now.cursor, now.pool)
+    batch = run.scoring.columns(everyone, rollout, now.pool, now.rooms)
     step_of = np.zeros(len(batch.id), np.int32)
     credit = []
     for step in (0, 0, 1):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from polopt.algorithms import grpo
 from polopt.errors import PoloptError
-from polopt.models import DecoderConfig, LanguageModel
+from polopt.models import LanguageModel
 from polopt.rollout.draw import Decoding
 from polopt.rollout.sampler import generate
 from polopt.train.loop import train
@@ -187,18 +187,7 @@ def test_what_the_mesh_cannot_carry_is_refused_before_a_folder_is_made(tmp_path)
         with pytest.raises(PoloptError, match=message) as error:
             train(config(run=str(tmp_path / "run"), **{"parallel": "auto", **settings}), **door)
         assert "\n" not in str(error.value)
-    odd = LanguageModel(
-        DecoderConfig(
-            vocab_size=33,
-            hidden_size=16,
-            num_layers=1,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=8,
-            mlp_size=16,
-            max_length=32,
-        )
-    )
+    odd = LanguageModel(dataclasses.replace(toy.MODEL.config, vocab_size=33))
     policy = dataclasses.replace(toy.policy(), model=odd, params=odd.init(jax.random.key(0)))
     with pytest.raises(PoloptError, match="tensor=8 does not divide the 33 of 'vocab' in embed/"):
         train(

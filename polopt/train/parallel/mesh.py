@@ -57,7 +57,7 @@ class Sharded:
     @property
     def parts(self) -> int:
         """One for each place along "data" and "fsdp"."""
-        return math.prod(self.mesh.shape[axis] for axis in ROWS)
+        return row_parts(self.mesh.shape)
 
     @property
     def shards(self) -> int:
@@ -262,6 +262,11 @@ def read_sizes(items: Sequence[str], option: str = "mesh") -> dict[str, int]:
     if list(sizes.values()).count(-1) > 1:
         raise UsageError(f"{option}: more than one axis is -1, and only one can have what is left")
     return {name: sizes.get(name, 1) for name in MESH_AXES}
+
+
+def row_parts(sizes: Mapping[str, int]) -> int:
+    """Parts that rows are dealt to on a mesh of these sizes."""
+    return math.prod(sizes[axis] for axis in ROWS)
 
 
 def fill_sizes(sizes: Mapping[str, int], devices: int, option: str = "mesh") -> dict[str, int]:
