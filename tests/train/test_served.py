@@ -20,6 +20,7 @@ from polopt.rollout.wire import Server
 from polopt.train import loop
 from polopt.train.config import TrainConfig, resume_conflicts
 from polopt.train.policy import Policy
+from polopt.train.scoring import Scoring
 from polopt.train.setup import scale
 from train import toy
 
@@ -95,13 +96,13 @@ def go(url, folder, **changes):
 
 @pytest.mark.slow
 def test_a_run_is_sampled_by_a_server_that_is_given_its_weights(tmp_path, monkeypatch):
-    versions, score = [], loop.Run._score
+    versions, columns = [], Scoring.columns
 
-    def look(run, now, given, rollout):
+    def look(scoring, given, rollout, *others):
         versions.append(rollout.trajectories.version)
-        return score(run, now, given, rollout)
+        return columns(scoring, given, rollout, *others)
 
-    monkeypatch.setattr(loop.Run, "_score", look)
+    monkeypatch.setattr(Scoring, "columns", look)
     pushed, run = tmp_path / "pushed", tmp_path / "run"
     engine = Engine("sglang", pushed)
     with engine.listening() as url:
