@@ -31,7 +31,7 @@ from polopt.train.parallel import choose
 from polopt.train.rows import take
 from polopt.train.update import init_state, make_update
 
-GROUP, PROMPT, COMPLETION = 4, 16, 48
+GROUP, PROMPT, COMPLETION = 8, 16, 48  # of a device
 MODEL = LanguageModel(CONFIG)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
 FORMS = {"pmap": (), "mesh": ("data=-1",)}
@@ -102,11 +102,14 @@ def ours(kind, n, params, trajectories, prepared, memory):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--devices", type=int, nargs="+", help="default: 1 2 4 8 that divide")
     parser.add_argument("--processes", type=int, default=1, help="that share them, by pmap")
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.devices = args.devices or [n for n in (1, 2, 4, 8) if n % args.processes == 0]
+    if any(n % args.processes for n in args.devices):
+        parser.error(f"--devices {args.devices}: give multiples of {args.processes} processes")
     if args.processes > 1 and args.process is None:
         start_all(args.processes)
     else:
