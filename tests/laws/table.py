@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from polopt import algorithms
 from polopt.algorithm import Algorithm
 from polopt.reward import max_at_k
@@ -37,22 +35,3 @@ FACTORIES: dict[str, Callable[[], Algorithm]] = {
     key: functools.partial(getattr(algorithms, key), **SETTINGS.get(key, {}))
     for key in algorithms.__all__
 }
-# One or two of each kind, which the fast tests have: policy gradients with and without a critic,
-# of groups, clipped by token and by sequence, regressions, preferences, trees, turns, teachers.
-CORE = (
-    "reinforce",
-    "ppo",
-    "rloo",
-    "grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_pp",
-    "gigpo",
-    "kimi_pmd",
-    "dpo",
-    "treerpo",
-    "sdpo",
-)
-EVERY = [key if key in CORE else pytest.param(key, marks=pytest.mark.slow) for key in FACTORIES]
-"""The keys of all methods; those outside `CORE` are for the slow tests."""
