@@ -6,16 +6,40 @@ import numpy as np
 import pytest
 
 from polopt import PoloptError, chain
+from polopt.algorithm import pieces
 from polopt.compose import prepare
 from polopt.testing import LAWS, check_laws, on_policy, partition, random_trajectories
-from polopt.transform import Chain
+from polopt.transform import Chain, Transform
 
 from .table import FACTORIES, FACTORS
 
 SEEDS = range(1, 4)
+# Methods that have between them a piece of every kind, on both sides; the others are slow.
+CORE = (
+    *("a2c", "adaptive_entropy", "bapo", "clip_cov", "dcpo", "dpo", "dppo_kl", "gkd", "gold"),
+    *("grpo", "gvpo", "icepop", "iw_opd", "prime", "remax", "treerpo", "two_sided", "vapo"),
+)
 
 
-@pytest.mark.parametrize("key", FACTORIES)
+def kinds(key):
+    """What the pieces of a method read, write, couple and remember, and how they are joined."""
+    alg = FACTORIES[key]()
+    found = {type(link) for side in (alg.reward, alg.trajectory) for link in side.links}
+    for _, transform in pieces(alg):
+        card = transform.card
+        found.add((card.side, card.reads, card.writes, card.couples, card.clock, card.term))
+    return found
+
+
+def test_the_core_has_a_piece_of_every_kind():
+    every, core = (set().union(*map(kinds, keys)) for keys in (FACTORIES, CORE))
+    assert core == every
+    assert len(every - {Transform}) > 20
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=() if k in CORE else pytest.mark.slow) for k in FACTORIES]
+)
 def test_the_method_keeps_the_laws(key):
     assert check_laws(FACTORIES[key], factor=FACTORS.get(key, 1.0)) == tuple(LAWS)
     for seed in SEEDS:  # nothing is compiled again
