@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from compiling import FLAGS
 from train import host, toy
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +32,7 @@ class Host:
     """A process of the toy world, with what it says in files."""
 
     def __init__(self, folder, *args, devices):
-        flags = [
-            f"--xla_force_host_platform_device_count={devices}",
-            "--xla_backend_optimization_level=0",
-            "--xla_cpu_use_fusion_emitters=false",  # as in tests/conftest.py
-            "--xla_cpu_parallel_codegen_split_count=1",
-            "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-        ]
+        flags = [f"--xla_force_host_platform_device_count={devices}", *FLAGS]
         self._out = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.out")
         self._err = self._out.with_suffix(".err")
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
