@@ -39,20 +39,17 @@ def complaint(capsys, *args):
 @pytest.mark.parametrize("args", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
 def test_help_answers_in_a_second_and_imports_no_jax(args):
     code = (
-        "import sys, time; t = time.perf_counter()\n"
+        "import sys, time\n"
         "from polopt.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as e: assert e.code == 0, e.code\n"
         "heavy = {'jax', 'numpy', 'flax', 'rich', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "print(time.perf_counter() - t, file=sys.stderr)"
+        "print(time.process_time(), file=sys.stderr)"  # of the processor: the machine may be busy
     )
-    seconds = []
-    while len(seconds) < 4 and min(seconds, default=1.0) >= 1.0:  # the machine may be busy
-        result = fresh(*args, code=code)
-        assert result.returncode == 0, result.stderr
-        seconds.append(float(result.stderr))
-    assert min(seconds) < 1.0
+    result = fresh(*args, code=code)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stderr) < 1.0
     assert result.stdout.startswith("usage: polopt")
     assert "example" in result.stdout
 
