@@ -1,9 +1,8 @@
 """Settings of every test: set before jax is imported.
 
 Eight virtual CPU devices, for the laws on devices. What takes longer to compile than it saves here
-is off (`compiling`), and so are the source lines that JAX notes for every operation. Slow tests have
-the fusions of users, whose rounding some of them compare; those of the main job run without any of
-this.
+is off (`compiling`), and so are the source lines that JAX notes for every operation. Slow tests
+have the fusions of users, whose rounding some of them compare; the main job has all of it.
 """
 
 import os
