@@ -2,7 +2,8 @@
 
 Eight virtual CPU devices, for the laws on devices. What takes longer to compile than it saves here
 is off (`compiling`), and so are the source lines that JAX notes for every operation. Slow tests
-have the fusions of users, whose rounding some of them compare; the main job has all of it.
+have the fusions of users, whose rounding some of them compare; the main job is compiled as users
+have it in all.
 """
 
 import os
