@@ -102,7 +102,7 @@ def ours(kind, n, params, trajectories, prepared, memory):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--devices", type=int, nargs="+", help="default: of 1 2 4 8, multiples of processes")
+    parser.add_argument("--devices", type=int, nargs="+", help="multiples of the processes")
     parser.add_argument("--processes", type=int, default=1, help="that share them, by pmap")
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)
