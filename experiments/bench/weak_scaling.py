@@ -42,6 +42,10 @@ def loss_of(params, rows, weights):
     return -jnp.sum(weights * logp)
 
 
+def of_process(index):
+    return [device for device in jax.devices() if device.process_index == index]
+
+
 def minimal(kind, n, params, trajectories, weights):
     """A step that is called without arguments; it keeps its own state."""
     moments = OPTIMIZER.init(params)
@@ -53,7 +57,8 @@ def minimal(kind, n, params, trajectories, weights):
         updates, moments = OPTIMIZER.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, loss
 
-    devices, me = jax.devices()[:n], present()
+    me = present()
+    devices = [d for i in range(me.count) for d in of_process(i)[: n // me.count]]
     data = jax.tree.map(np.asarray, (trajectories, weights))
     if kind == "pmap":
         here = [device for device in devices if device.process_index == me.index]
@@ -104,6 +109,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--devices", type=int, nargs="+", help="multiples of the processes")
     parser.add_argument("--processes", type=int, default=1, help="that share them, by pmap")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -121,7 +127,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.processes > 1:
         jax.distributed.initialize(args.at, args.processes, args.process)
     params = jax.device_get(MODEL.init(jax.random.key(0)))
-    for kind in FORMS if args.processes == 1 else ["pmap"]:
+    for kind in args.forms if args.processes == 1 else ["pmap"]:
         for n in args.devices:
             trajectories = jax.tree.map(np.asarray, batch(n, GROUP, PROMPT, COMPLETION))
             alg = algorithms.grpo()

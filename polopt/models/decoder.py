@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from polopt.models.attention import ATTENDED, Rule
-from polopt.models.axes import SEQUENCE, TENSOR
+from polopt.models.axes import DATA, FSDP, SEQUENCE, TENSOR
 from polopt.models.config import DecoderConfig
 from polopt.models.experts import ACTIVATIONS, Routing, SparseMlp
 from polopt.models.rotary import Rotation, rotate, rotations
@@ -172,8 +172,10 @@ class Decoder(nnx.Module):
           remat: recompute each layer in the backward pass.
         """
         table = self.embed.embedding[...].astype(self.embed.dtype)
-        # Gathered along "fsdp" first: that axis deals the rows that are taken, too.
-        x = constrain(jnp.take(constrain(table, TENSOR), tokens, axis=0), ROWS, SEQUENCE)
+        # "fsdp" cuts what is taken, and deals rows only then: so the table is never gathered.
+        tokens = constrain(tokens, DATA, SEQUENCE)
+        x = jnp.take(constrain(table, TENSOR, FSDP), tokens, axis=0)
+        x = constrain(constrain(x, DATA, SEQUENCE, FSDP), ROWS, SEQUENCE)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         remembered, routings = [], []
         for i, rotation in enumerate(rotations(self.config, positions)):

@@ -23,6 +23,8 @@ from jax import Array, lax
 
 from polopt.columns import Column
 from polopt.errors import PoloptError
+from polopt.models.axes import FSDP
+from polopt.models.spread import ambient, constrain, whole
 from polopt.types import record
 
 Columns = tuple[Column, ...]
@@ -44,6 +46,8 @@ class Head:
     softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
     # Whether only the states have a gradient: the other takes a product as large as the logits'.
     fixed_unembedding: bool = dataclasses.field(default=False, metadata={"static": True})
+    # Of the ambient mesh, those that cut the vocabulary.
+    axes: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
 class Rows(NamedTuple):
@@ -165,9 +169,10 @@ def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any
 
     def zero(head: Head) -> Head:
         unembedding = jnp.zeros(head.unembedding.shape, _wide(head.unembedding.dtype))
+        unembedding = constrain(unembedding, head.axes)
         return dataclasses.replace(
             head,
-            hidden=jnp.zeros_like(head.hidden),
+            hidden=constrain(jnp.zeros_like(head.hidden), FSDP if FSDP in head.axes else None),
             # None is how a rule tells JAX that there is no gradient.
             unembedding=None if head.fixed_unembedding else unembedding,
         )
@@ -252,14 +257,15 @@ class _Part(NamedTuple):
         Under a cap the temperature comes after it.
         """
         states = jnp.where(self.live, head.hidden[self.source], 0)
-        return self._cooled(states, head).astype(head.dtype)
+        return whole(self._cooled(states, head).astype(head.dtype))
 
     def products(self, heads: dict[str, Head]) -> dict[str, Array]:
         """{model: [C,V]} of states and unembedding, in float32 (float64 for float64)."""
-        return {
+        made = {
             name: _product("cd,vd->cv", self.states(head), head.unembedding)
             for name, head in heads.items()
         }
+        return {name: constrain(x, None, heads[name].axes) for name, x in made.items()}
 
     def finish(self, heads: dict[str, Head], products: dict[str, Array]) -> dict[str, Array]:
         """Logits divided by the temperature: the products themselves, where there is no cap."""
@@ -283,16 +289,18 @@ class _Part(NamedTuple):
 
     def add(self, total: Head, head: Head, change: Array) -> Head:
         """Add what the chunk's `change [C,V]` of the products makes of the gradient."""
-        change = jnp.where(self.live, change, 0).astype(head.dtype)
+        change = constrain(jnp.where(self.live, change, 0).astype(head.dtype), None, head.axes)
         hidden = self._cooled(_product("cv,vd->cd", change, head.unembedding), head)
         source = jnp.where(self.live[:, 0], self.source, total.hidden.shape[0])
         hidden = total.hidden.at[source].add(hidden.astype(total.hidden.dtype), mode="drop")
         total = dataclasses.replace(total, hidden=hidden)
         if head.fixed_unembedding:
             return total
-        unembedding = lax.platform_dependent(
-            total.unembedding, change, self.states(head), cpu=_add_in_blocks, default=_add_product
-        )
+        parts = total.unembedding, change, self.states(head)
+        if ambient():  # a block of rows is no part of a device's
+            unembedding = constrain(_add_product(*parts), head.axes)
+        else:
+            unembedding = lax.platform_dependent(*parts, cpu=_add_in_blocks, default=_add_product)
         return dataclasses.replace(total, unembedding=unembedding)
 
     def _cooled(self, states: Array, head: Head) -> Array:

@@ -152,6 +152,20 @@ class LanguageModel:
         cap = self.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
+    def read_only(self, params: Params) -> Params:
+        """The same parameters for a model that is never trained: rounded here, not in every call.
+
+        All but the scales of norms are rounded to `compute_dtype` before they are used, so that
+        nothing changes but the bytes they take. Quantised parameters stay as they are.
+        """
+        if self.quantised or self.compute_dtype == "float32":
+            return params
+
+        def rounded(path: Any, leaf: Array) -> Array:
+            return leaf if path[-1].key == "scale" else leaf.astype(self.compute_dtype)
+
+        return jax.tree_util.tree_map_with_path(rounded, params)
+
     @property
     def fixed_unembedding(self) -> bool:
         """Whether the output matrix stays as it is when the model is trained."""

@@ -13,10 +13,10 @@ from jax import Array
 
 from polopt.columns import HEADS, Column, by_name, models_of, name_of
 from polopt.errors import PoloptError
-from polopt.models.axes import TENSOR
+from polopt.models.axes import FSDP, TENSOR
 from polopt.models.head import Head, default_chunk, head_columns, select_rows
 from polopt.models.layout import Layout
-from polopt.models.spread import ROWS, constrain
+from polopt.models.spread import ROWS, constrain, gathered_blocks
 from polopt.types import PolicyOutputs, Trajectories
 
 
@@ -162,11 +162,16 @@ def _score_language(
     sizes = {name: head.unembedding.shape[0] for name, head in heads.items()}
     if len(set(sizes.values())) > 1:
         raise PoloptError(f"score: models must share a vocabulary; their sizes are {sizes}")
+    V, D = next(iter(heads.values())).unembedding.shape
+    blocks = gathered_blocks(V, how.shards)
     if chunk is None:
-        V, D = next(iter(heads.values())).unembedding.shape
-        chunk = default_chunk(V, D, len(heads))
+        chunk = default_chunk(V // blocks, D, len(heads))
     if chunk < 1:
         raise PoloptError(f"score: chunk is {chunk}; give 1 or more positions")
+    source = how.source(asked[1])
+    hidden = {name: head.hidden for name, head in heads.items()}
+    if blocks > 1:
+        how, hidden, source = how.gathered(blocks, hidden, source)
     chunk = min(chunk, -(-N * T // how.shards // 8) * 8)
 
     def block(
@@ -181,8 +186,7 @@ def _score_language(
         out = head_columns(columns, chunk, moving, flat, rows)
         return jax.tree.map(lambda leaf: leaf.reshape(n, T, *leaf.shape[1:]), out)
 
-    hidden = {name: head.hidden for name, head in heads.items()}
-    return how.by_shard(block)(hidden, how.source(asked[1]), *map(how.cut, asked))
+    return how.by_shard(block)(hidden, source, *map(how.cut, asked))
 
 
 class _How(NamedTuple):
@@ -225,6 +229,16 @@ class _How(NamedTuple):
         source = jnp.take_along_axis(self.source(tokens), at, axis=-1)[..., 0]
         return self.by_shard(operator.getitem)(states, source)
 
+    def gathered(self, blocks: int, states: Any, source: Array) -> tuple[_How, Any, Array]:
+        """With so many shards made one: how, the states of each model, and their sources."""
+        fewer = self._replace(shards=self.shards // blocks)
+        sizes = {x.shape[1] for x in jax.tree.leaves(states)}
+        assert len(sizes) == 1
+        offset = jnp.arange(self.shards, dtype=jnp.int32) % blocks * sizes.pop()
+        moved = (source + offset[:, None, None]).reshape(-1, source.shape[-1])
+        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), states)
+        return fewer, jax.tree.map(fewer.cut, flat), fewer.cut(moved)
+
     def cut(self, x: Array) -> Array:
         """`x [N, ...]`, with an axis of shards in front if there are several."""
         return x if self.shards == 1 else x.reshape(self.shards, -1, *x.shape[1:])
@@ -245,10 +259,13 @@ def _head(module: Any, params: Any, tokens: Array, trained: bool, how: _How) -> 
     """States and unembedding [V,D]; constants unless the model is trained."""
     if not trained:
         params = jax.lax.stop_gradient(params)
+    unembedding = jnp.asarray(module.unembedding(params))
+    axes = (TENSOR,) if gathered_blocks(len(unembedding), how.shards) == 1 else (TENSOR, FSDP)
     # Gathered once, and not for every chunk of logits.
-    unembedding = constrain(jnp.asarray(module.unembedding(params)), TENSOR)
+    unembedding = constrain(unembedding, axes)
     hidden = how.states(module, params, tokens)
     return Head(
+        axes=axes,
         hidden=hidden if how.shards == 1 else constrain(hidden, ROWS),
         unembedding=unembedding,
         dtype=jnp.dtype(getattr(module, "compute_dtype", unembedding.dtype)),

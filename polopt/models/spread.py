@@ -46,6 +46,18 @@ def ambient() -> dict[str, int]:
     }
 
 
+def gathered_blocks(vocabulary: int, blocks: int) -> int:
+    """How many neighbours among equal blocks of rows share a head: as many as lie along "fsdp".
+
+    Each of them then has its part of the vocabulary, for the rows of all, and sums a gradient of
+    that part. With rows of its own alone it would sum one of the whole matrix. A vocabulary that
+    "tensor" and "fsdp" together do not divide stays whole along "fsdp".
+    """
+    sizes = ambient()
+    ways = sizes.get(FSDP, 1)
+    return ways if _fitting(sizes, (TENSOR, FSDP), vocabulary) and blocks % ways == 0 else 1
+
+
 def on_heads(x: Array) -> Array:
     """Keys or values `[rows,K,positions,d]`, cut by rows and by heads."""
     return constrain(x, ROWS, head_axes(ambient(), x.shape[1]))

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import jax.numpy as jnp
 
 from polopt.errors import PoloptError
-from polopt.models.config import DecoderConfig
 from polopt.models.head import default_chunk
 from polopt.models.lora import LoraModel
+from polopt.plan.activations import activation_bytes, kept, mlp_size, positions
 from polopt.plan.config import PlanConfig
 from polopt.plan.job import Job
 from polopt.plan.memory import Sizes, bytes_of, held, sampler_bytes
@@ -42,35 +42,26 @@ def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
       sizes: of the mesh.
       micro_batch: rows of a device per pass.
     """
-    config, tensor = job.policy.config, sizes["tensor"]
+    config = job.policy.config
     width = jnp.dtype(job.policy.compute_dtype).itemsize
     room = job.room(micro_batch)
     bins = room.prompts * room.bins
     pairs = max(room.prompts * room.prompt**2, bins * room.bin * (room.prompt + room.bin))
-    ways = tensor * sizes["sequence"]
-    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim / tensor
-    inside = 4 * config.hidden_size + heads + 3 * _mlp(config) / tensor
-    kept = config.hidden_size + heads / 2  # what layers start from, and what attention gives
-    layers = config.num_layers * (kept if job.config.remat else inside)
-    positions = room.positions / sizes["sequence"]
+    ways = sizes["tensor"] * sizes["sequence"]
+    inside = 2 * width * positions(job, sizes, micro_batch) * kept(job, sizes)
     scores = 3 * _FLOAT * pairs * config.num_heads / ways  # float32, of one layer
     parts = row_parts(sizes)
     _, rows = job.split(micro_batch, parts)
     passes = rows // parts // micro_batch
     return math.ceil(
-        positions * width * (layers + 2 * inside)
+        activation_bytes(job, sizes, micro_batch)
+        + inside  # of the layer whose gradient is computed
         + scores
         + _gradients(job, sizes, passes)
         + _gathered(job, sizes, width)
-        + _head(job, tensor, micro_batch)
-        + _embedding(job, tensor, width)
+        + _head(job, sizes, micro_batch)
+        + _embedding(job, sizes, width)
     )
-
-
-def _mlp(config: DecoderConfig) -> int:
-    if config.experts is None:
-        return config.mlp_size
-    return max(config.mlp_size, config.experts.size * config.experts.chosen)
 
 
 def _gradients(job: Job, sizes: Sizes, passes: int) -> int:
@@ -84,23 +75,27 @@ def _gathered(job: Job, sizes: Sizes, width: int) -> float:
         return 0.0
     config = job.policy.config
     attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    return 2 * width * (attention + 3 * config.hidden_size * _mlp(config)) / sizes["tensor"]
+    return 2 * width * (attention + 3 * config.hidden_size * mlp_size(config)) / sizes["tensor"]
 
 
-def _head(job: Job, tensor: int, micro_batch: int) -> float:
-    """The unembedding and its gradient, and a chunk of logits twice."""
+def _head(job: Job, sizes: Sizes, micro_batch: int) -> float:
+    """The unembedding and its gradient, a chunk of logits twice, and its states twice."""
     config = job.policy.config
-    table = config.vocab_size * config.hidden_size / tensor
-    places = micro_batch * (job.prompt + job.completion)
-    chunk = min(default_chunk(config.vocab_size, config.hidden_size), places)
+    ways = sizes["tensor"] * sizes["fsdp"]
+    blocks = sizes["fsdp"] if config.vocab_size % ways == 0 else 1
+    own = config.vocab_size / (sizes["tensor"] * blocks)
+    places = blocks * micro_batch * (job.prompt + job.completion)
+    chunk = min(default_chunk(config.vocab_size // blocks, config.hidden_size), places)
     tables = 1 if isinstance(job.policy, LoraModel) else 2
-    return _FLOAT * (table * tables + 2 * chunk * config.vocab_size / tensor)
+    table = own * config.hidden_size * tables
+    return _FLOAT * (table + 2 * chunk * (own + config.hidden_size))
 
 
-def _embedding(job: Job, tensor: int, width: int) -> float:
+def _embedding(job: Job, sizes: Sizes, width: int) -> float:
     """The table in the type of computing, and its gradient for prompts and for completions."""
     config, tables = job.policy.config, 1 if isinstance(job.policy, LoraModel) else 3
-    return tables * width * config.vocab_size * config.hidden_size / tensor
+    ways = sizes["tensor"] * sizes["fsdp"]
+    return tables * width * config.vocab_size * config.hidden_size / ways
 
 
 def advise(

@@ -29,7 +29,7 @@ from polopt.rollout.lanes import Drawing
 from polopt.rollout.rows import ANSWER, BUCKET, LABELS
 from polopt.train.config import TrainConfig
 from polopt.train.micro_batches import MicroBatches, in_layouts, room_of
-from polopt.train.models import DRIFT, Roles, first_params, parts, roles, scored
+from polopt.train.models import DRIFT, Roles, first_params, parts, roles, scored, together
 from polopt.train.policy import Policy, adapted
 from polopt.train.rows import round_up
 from polopt.train.setup import decoding_of, make_optimizer, packs, resolve, scale
@@ -221,15 +221,17 @@ def make_job(config: PlanConfig, method: Algorithm | Callable[..., Algorithm]) -
         first = first_params(made, params, resolved.seed)
         return init_state(first, optimizer, init(alg, prompts=resolved.prompts or 0))
 
+    state = jax.eval_shape(started, params)
+    given = _given(alg, made, policy, params, teacher)
     return Job(
         config=resolved,
         alg=alg,
         policy=policy,
-        params=params,
+        params=together(given, state.params)["policy"],
         roles=made,
         optimizer=optimizer,
-        state=jax.eval_shape(started, params),
-        given=_given(made, policy, params, teacher),
+        state=state,
+        given=given,
         prompt=prompt,
         completion=completion,
     )
@@ -256,14 +258,26 @@ def _without_tokenizer(model: LanguageModel, params: Params) -> Policy:
     return Policy(model=model, params=params, tokenizer=cast(Tokenizer, None))
 
 
-def _given(made: Roles, policy: LanguageModel, params: Params, teacher: LanguageModel) -> Params:
+def _given(
+    alg: Algorithm,
+    made: Roles,
+    policy: LanguageModel,
+    params: Params,
+    teacher: LanguageModel,
+) -> Params:
     """As `Run._given` has it: what no optimiser step moves."""
     start, base = parts(policy, params)
     given: Params = {}
     if "teacher" in made.given:
-        given["teacher"] = jax.eval_shape(teacher.init, jax.random.key(0))
-    if "reference" in made.given:
-        given["reference"] = start if base is None else join(start, base)
+        read = jax.eval_shape(teacher.init, jax.random.key(0))
+        given["teacher"] = jax.eval_shape(teacher.read_only, read)
+    if base is not None:
+        base = jax.eval_shape(policy.read_only, base)
+    if "reference" in made.given and base is not None:
+        given["reference"] = join(start, base)
+    elif "reference" in made.given:
+        averaged = alg.update.reference == "ema"
+        given["reference"] = start if averaged else jax.eval_shape(policy.read_only, start)
     over = [name for name in made.trained if name in ("policy", "prm")]
     return given if base is None else given | dict.fromkeys(over, base)
 

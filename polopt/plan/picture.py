@@ -14,6 +14,7 @@ _HUES = {
     "optimiser": "#56B4E9",
     "frozen models": "#009E73",
     "batch and cache": "#E69F00",
+    "activations": "#F0E442",
     "temporary": "#D55E00",
     "code": "#CC79A7",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from polopt.algorithm import Algorithm
 from polopt.plan import steps
+from polopt.plan.activations import activation_bytes
 from polopt.plan.advice import Advice, advise, largest, micro_batches, update_bytes
 from polopt.plan.compile import Program, compile_program, devices_of, options_of
 from polopt.plan.config import PlanConfig
@@ -64,6 +65,7 @@ class Plan:
       sizes: of their mesh.
       micro_batch: rows of a device per pass.
       held: bytes of a device from step to step.
+      activations: bytes of a device that layers keep for the backward pass, counted from shapes.
       estimated: bytes that an update needs besides, by the estimate of `polopt.plan.advice`.
       cache: bytes of the sampler's keys and values on a device.
       programs: what was compiled; () if the compiler was left out.
@@ -80,6 +82,7 @@ class Plan:
     sizes: Sizes
     micro_batch: int
     held: Held
+    activations: int
     estimated: int
     cache: int
     programs: tuple[Program, ...]
@@ -156,6 +159,7 @@ def make_plan(
         sizes=sizes,
         micro_batch=micro_batch,
         held=resident,
+        activations=activation_bytes(job, sizes, micro_batch),
         estimated=update_bytes(job, sizes, micro_batch),
         cache=sampler_bytes(job, sizes),
         programs=programs,

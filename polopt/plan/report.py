@@ -24,7 +24,7 @@ def parts_of(plan: Plan) -> dict[str, dict[str, int]]:
     resident = _resident(plan)
     if not plan.programs:
         return {
-            "update": {**resident, "temporary": plan.estimated},
+            "update": {**resident, **_between(plan, "update", plan.estimated)},
             "decode": {**resident, "batch and cache": plan.cache},
         }
     return {
@@ -50,9 +50,15 @@ def _own(plan: Plan, program: Program) -> dict[str, int]:
     taken = plan.held.total - beside(plan.job, plan.sizes, program.name)
     return {
         "batch and cache": size.arguments - taken + size.outputs - size.reused,
-        "temporary": size.temporary,
+        **_between(plan, program.name, size.temporary),
         "code": size.code,
     }
+
+
+def _between(plan: Plan, step: str, temporary: int) -> dict[str, int]:
+    """What comes and goes while a program runs; what layers keep of it is counted."""
+    kept = min(plan.activations, temporary) if step == "update" else 0
+    return {"activations": kept, "temporary": temporary - kept}
 
 
 def text(plan: Plan) -> str:
@@ -225,6 +231,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "compiled": bool(plan.programs),
         "held": dataclasses.asdict(plan.held),
+        "activations": plan.activations,
         "estimated_update": plan.estimated,
         "cache": plan.cache,
         "programs": {program.name: _program(plan, program) for program in plan.programs},

@@ -289,10 +289,16 @@ class Run:
 
     def _fixed(self) -> Params:
         """Parameters that never move, of models that the method reads."""
-        fixed = {"teacher": self.teacher.params} if self.teacher else {}
+        fixed = {}
+        if self.teacher:
+            fixed["teacher"] = self.teacher.model.read_only(self.teacher.params)
         if self.alg.update.reference == "frozen":
-            fixed["reference"] = self.start
+            fixed["reference"] = self._read_only(self.start)
         return {name: params for name, params in fixed.items() if name in self.roles.given}
+
+    def _read_only(self, start: Params) -> Params:
+        """A policy's parameters, or its adapters, to compare with: adapters stay as they are."""
+        return self.policy.model.read_only(start) if self.base is None else start
 
     def _bases(self, base: Any) -> Params:
         """The one base, for every model that has adapters over it."""
@@ -305,7 +311,7 @@ class Run:
             return self.given
         reference = now.average or self.given.get("reference")
         if not reference:  # A copy: the state is donated to the first optimiser step.
-            reference = jax.tree.map(jnp.copy, now.state.params["policy"])
+            reference = jax.tree.map(jnp.copy, self._read_only(now.state.params["policy"]))
         if base := self.given.get("policy"):
             reference = join(reference, base)
         return {**self.given, "reference": reference}
@@ -379,7 +385,8 @@ class Run:
 
     def _resume(self) -> Progress:
         like, folder = self._shapes, self.record.checkpoints
-        base, fixed = self.parallel.place((self.base, self._fixed()))
+        base = self.base and self.policy.model.read_only(self.base)
+        base, fixed = self.parallel.place((base, self._fixed()))
         self.given = {**fixed, **self._bases(base)}
         found = restore(folder, like, self.processes) if self.record.resumed else None
         if self.record.resumed:

@@ -12,6 +12,7 @@ import pytest
 from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, ValueModel, grow_cache
 from polopt.models.attention import Rule, attention
+from polopt.models.config import Experts
 from polopt.models.layout import Layout
 from polopt.models.rotary import frequencies, rotate
 
@@ -269,6 +270,28 @@ def test_bfloat16_weights_and_compute(params, hidden, rows):
     assert coarse.dtype == jnp.float32
     error = np.abs(coarse - exact).mean() / np.abs(exact).mean()
     assert 1e-4 < error < 3e-2  # eight bits of mantissa: coarse, and really used
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [QWEN, dataclasses.replace(LLAMA, experts=Experts(count=4, chosen=2, size=8))],
+    ids=["biases and norms of heads", "experts"],
+)
+def test_what_is_only_read_may_be_rounded_once(shape, rows):
+    model = LanguageModel(shape, "bfloat16")
+    params = random_like(model.init(jax.random.key(0)))
+    rounded = model.read_only(params)
+    exact = jax.jit(model.hidden, compiler_options={"xla_allow_excess_precision": False})
+    np.testing.assert_array_equal(exact(rounded, rows[2]), exact(params, rows[2]))
+    state = jnp.ones((2, shape.hidden_size))
+    np.testing.assert_array_equal(model.logits(rounded, state), model.logits(params, state))
+    wide = {
+        jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(rounded)
+        if leaf.dtype == jnp.float32
+    }
+    assert wide == {"scale"}
+    assert MODEL.read_only(params) is params
 
 
 def test_init_is_random_in_float32_and_scaled():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import chex
 import jax
@@ -16,6 +18,8 @@ from polopt.columns import Column, jsd, kl_full, logp, top_k
 from polopt.errors import PoloptError
 from polopt.models import DecoderConfig, LanguageModel, PartitionModel, ValueModel
 from polopt.models.score import score
+from polopt.train.parallel import Sharded, make_mesh
+from polopt.train.parallel.mesh import read_sizes
 
 from .toys import Critic, Toy, toy_params, trajectories
 
@@ -241,6 +245,65 @@ def test_shards_keep_states_on_their_device():
     assert not any(f" {name}(" in text for name in ("all-gather", "all-to-all"))
     placed = [jax.device_put(x, spread) for x in rows]
     assert_close(program(jax.device_put(POLICY, same), *placed), jax.grad(per_rows)(POLICY, rows))
+
+
+WIDE = DecoderConfig(
+    vocab_size=296,  # 37 for each of eight devices
+    hidden_size=24,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_size=24,
+    max_length=16,
+)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chunk", "tied"),
+    [
+        ("fsdp=4 tensor=2", None, False),
+        ("fsdp=4 tensor=2", 3, True),
+        ("data=2 fsdp=4", 2, False),
+        ("data=4 tensor=2", 3, False),
+        ("fsdp=3 tensor=2", 3, False),  # which do not divide the vocabulary together
+    ],
+)
+def test_a_mesh_cuts_the_vocabulary_by_all_that_cuts_parameters(mesh, chunk, tied):
+    """Equal numbers; where it divides, no device has another's part of a matrix of [V,D]."""
+    shape = dataclasses.replace(WIDE, tie_embeddings=tied)
+    sizes = read_sizes(mesh.split())
+    form = Sharded(make_mesh(sizes, jax.devices()[: math.prod(sizes.values())]))
+    model = LanguageModel(shape)
+    params = model.init(jax.random.key(0))
+    rng, rows = np.random.default_rng(8), 2 * form.parts
+    tokens = rng.integers(0, shape.vocab_size, (rows, 9)).astype(np.int32)
+    length = rng.integers(2, 10, rows).astype(np.int32)
+    heat = np.linspace(0.8, 1.2, rows, dtype=np.float32)
+    args = tokens, rng.random((rows, 9)) < 0.7, length, heat
+    weights = rng.normal(size=(2, rows, 9)).astype(np.float32)
+
+    def gradient(shards):
+        def loss(params, *args):
+            models = {"policy": (model, params)}
+            how = {"chunk": chunk, "shards": shards}
+            out = score(models, trajectories(*args), ("logp", "entropy"), **how)
+            return jnp.sum(weights[0] * out.logp + weights[1] * out.columns["entropy"]), out
+
+        return jax.grad(loss, has_aux=True)
+
+    expected = jax.jit(gradient(1))(params, *args)
+    with form.ambient():
+        where = form.shardings(params), None
+        placed = form.place(params)
+        program = jax.jit(gradient(form.parts), out_shardings=where).lower(placed, *args).compile()
+        found = program(placed, *args)
+    chex.assert_trees_all_close(*map(jax.device_get, (found, expected)), atol=1e-5)
+    V, D, tensor = shape.vocab_size, shape.hidden_size, sizes["tensor"]
+    if sizes["fsdp"] == 4:
+        text = program.as_text()
+        assert re.search(rf"f32\[(1,)?{V // tensor // 4},{D}\]", text)
+        assert not re.search(rf"f32\[(\d+,)*({V}|{V // tensor}),{D}\]", text)
 
 
 def test_equal_columns_do_not_retrace():

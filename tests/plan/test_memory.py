@@ -41,7 +41,8 @@ def test_on_one_device_a_parameter_takes_four_bytes_and_its_moments_eight(tmp_pa
     counted = held(job_of(grpo(), tmp_path), ONE)
     assert counted.parameters == pytest.approx(4 * count.parameters(SHAPE), rel=0.01)
     assert counted.optimiser == pytest.approx(8 * count.parameters(SHAPE), rel=0.01)
-    assert counted.frozen == counted.parameters  # the reference
+    norms = 4 * SHAPE.hidden_size * (2 * SHAPE.num_layers + 1)
+    assert counted.frozen == (counted.parameters + norms) / 2  # the reference, in bfloat16
 
 
 def test_a_critic_is_trained_beside_the_policy(tmp_path):
@@ -58,7 +59,8 @@ def test_models_over_one_base_share_it(tmp_path):
     assert counted.parameters == 4 * adapters
     assert counted.optimiser == pytest.approx(8 * adapters, abs=64)
     # The base once, though policy and reference both have it, and the reference's own adapters.
-    assert counted.frozen == 4 * (count.parameters(SHAPE) + adapters)
+    norms = D * (2 * layers + 1)
+    assert counted.frozen == 2 * (count.parameters(SHAPE) + norms) + 4 * adapters
 
 
 def test_sampling_takes_the_policy_and_leaves_the_rest_beside_it(tmp_path):

@@ -11,21 +11,23 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from polopt import chain
 from polopt.algorithm import Algorithm
-from polopt.algorithms import ppo, remax
+from polopt.algorithms import grpo, ppo, remax
 from polopt.errors import PoloptError
+from polopt.models import LanguageModel
 from polopt.reward import batch_whiten, gae
 from polopt.rollout.collect import Cursor
 from polopt.train import checkpoint
 from polopt.train.config import to_json
 from polopt.train.loop import train
 from polopt.train.models import together
-from polopt.train.record import unknown_keys
+from polopt.train.record import open_record, unknown_keys
 from polopt.train.state import MAX_SKIPPED, Progress, arrays
 from polopt.train.stop import StopRequest
 from polopt.trajectory import Sampling, Update, token_ratio, value_loss
@@ -286,6 +288,22 @@ def test_optimiser_and_reference_may_begin_anew_with_every_batch(on_one, tmp_pat
     _, state, _ = checkpoint.restore(tmp_path / "checkpoints", run._start())
     counts = [int(x) for _, x in optax.tree.get_all_with_path(state.opt_state, "count")]
     assert sorted(counts) == [4, 16]  # Adam's, of one batch; the schedule's, of all four
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["whole", "adapters"])
+def test_models_that_are_only_read_have_the_type_in_which_is_computed(rank, monkeypatch, tmp_path):
+    coarse = dataclasses.replace(toy.policy(), model=LanguageModel(toy.MODEL.config, "bfloat16"))
+    monkeypatch.setattr(toy, "policy", lambda: coarse)
+    run = make_run(grpo, config(lora_rank=rank), toy.task(held_out=()))
+    with open_record(dataclasses.replace(run.config, run=str(tmp_path))) as run.record:
+        now = run._resume()
+    given = run._given(now)
+    reference = given["reference"]["base"] if rank else given["reference"]
+    assert reference["layers"]["0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert reference["norm"]["scale"].dtype == jnp.float32
+    assert not rank or given["policy"] is reference
+    moving = jax.tree.leaves((now.state.params, given["reference"]["adapters"] if rank else {}))
+    assert {leaf.dtype for leaf in moving} == {jnp.dtype("float32")}
 
 
 def test_a_piece_that_draws_draws_anew_in_every_step(on_one):
