@@ -15,7 +15,8 @@ from jax import Array
 from polopt.models.attention import KeyValue, Rule, attention, near
 from polopt.models.decoder import Attend
 from polopt.models.kernels import EMULATED, covers_decoding, covers_rows, in_blocks
-from polopt.models.spread import on_heads
+from polopt.models.layout import Flat
+from polopt.models.spread import on_heads, whole_rows
 
 
 def causal(kind: str) -> Attend:
@@ -58,6 +59,26 @@ def packed(kind: str, length: Array, positions: Array, segment: Array) -> Attend
         visible = (segment[:, :, None] == segment[:, None, :]) & near(_back(T), rule)
         seen = _prompt_visible(shared[0].shape[2], length, positions, rule)
         return attention(q, own, visible, rule, shared, seen), None
+
+    return attend
+
+
+def laid_out(kind: str, flat: Flat, length: Array, positions: Array, segment: Array) -> Attend:
+    """Prompts and the bins that continue them at once: the weights of a layer are read once.
+
+    Args:
+      kind: who computes.
+      flat: how prompts and bins lie in rows.
+      length, positions, segment: as `packed` takes them.
+    """
+    prompts, bins = keeping(kind), packed(kind, length, positions, segment)
+
+    def attend(q: Array, k: Array, v: Array, rule: Rule, _: None) -> tuple[Array, None]:
+        heads = k.shape[2]
+        cut = (flat.apart(whole_rows(x, heads)) for x in (q, k, v))
+        (q, more_q), (k, more_k), (v, more_v) = cut
+        out, shared = prompts(q, k, v, rule, None)
+        return flat.joined(out, bins(more_q, more_k, more_v, rule, shared)[0]), None
 
     return attend
 

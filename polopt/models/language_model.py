@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
 from polopt.models.experts import Routing
 from polopt.models.kernels import KINDS, LANES, XLA, covers_decoding, in_blocks
-from polopt.models.layout import Layout
+from polopt.models.layout import Flat, Layout
 from polopt.models.spread import on_heads
 from polopt.types import record
 
@@ -103,7 +104,7 @@ class LanguageModel:
         """
         N, T = self._check(tokens, "hidden")
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
+            positions = _from_zero(N, T)
         attend = attends.causal(self.attention)
         return self._run(params, tokens, positions, attend, remat=remat)[0]
 
@@ -119,20 +120,23 @@ class LanguageModel:
         shards = layout.prompt.shape[:-2]
         if shards:
             layout = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), layout)
-        self._check(layout.prompt, "states")
-        prompt, last = self.prefill(params, layout.prompt, layout.prompt_length, remat=remat)
-        positions = _after(prompt, layout.tokens.shape[0]) + layout.place
-        segment = jnp.asarray(layout.segment)
-        attend = attends.packed(self.attention, prompt.length, positions, segment)
-        memory = prompt.cache
-        hidden = self._run(params, layout.tokens, positions, attend, memory, remat=remat)[0]
-        parts = [x.reshape(*shards, -1, x.shape[-1]) for x in (last, hidden)]
-        return jnp.concatenate(parts, axis=-2)
+        layout = jax.tree.map(jnp.asarray, layout)
+        P, S = self._check(layout.prompt, "states")
+        flat = Flat(math.prod(shards), (P, S), layout.tokens.shape)
+        length = layout.prompt_length
+        positions = attends.by_row(length, layout.tokens.shape[0]) + layout.place
+        attend = attends.laid_out(self.attention, flat, length, positions, layout.segment)
+        tokens = flat.joined(layout.prompt, layout.tokens)
+        places = flat.joined(_from_zero(P, S), positions)
+        hidden = self._run(params, tokens, places, attend, remat=remat)[0]
+        prompts, bins = flat.apart(hidden)
+        parts = _last(prompts, length), bins
+        return jnp.concatenate([x.reshape(*shards, -1, x.shape[-1]) for x in parts], axis=-2)
 
     def routing(self, params: Params, tokens: Integers) -> tuple[Routing, ...]:
         """Where every layer with experts sends each of `tokens i32[N,T]`; () without experts."""
         N, T = self._check(tokens, "routing")
-        positions = jnp.broadcast_to(jnp.arange(T)[None], (N, T))
+        positions = _from_zero(N, T)
         return self._run(params, tokens, positions, attends.causal(self.attention))[2]
 
     def unembedding(self, params: Params) -> Array:
@@ -176,27 +180,21 @@ class LanguageModel:
         """What logits are softly capped by (Gemma 2)."""
         return self.config.logit_softcap
 
-    def prefill(
-        self, params: Params, tokens: Integers, lengths: Integers, *, remat: bool = False
-    ) -> tuple[Prompt, Array]:
+    def prefill(self, params: Params, tokens: Integers, lengths: Integers) -> tuple[Prompt, Array]:
         """Read prompts once: their keys and values, and the hidden state of their last token.
 
         Args:
           params: as made by `init`.
           tokens: i32[P,S], padded on the right.
           lengths: i32[P], at least 1 (0 for a prompt that is padding: its state is meaningless).
-          remat: as in `hidden`.
 
         Returns:
           (Prompt, f32[P,D]).
         """
         P, S = self._check(tokens, "prefill")
-        positions = jnp.broadcast_to(jnp.arange(S)[None], (P, S))
         attend = attends.keeping(self.attention)
-        hidden, cache = self._run(params, tokens, positions, attend, remat=remat)[:2]
-        end = jnp.maximum(lengths - 1, 0)[:, None, None]
-        last = jnp.take_along_axis(hidden, end, 1)[:, 0]
-        return Prompt(cache=cache, length=jnp.asarray(lengths)), last
+        hidden, cache = self._run(params, tokens, _from_zero(P, S), attend)[:2]
+        return Prompt(cache=cache, length=jnp.asarray(lengths)), _last(hidden, lengths)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Room for `length` own tokens of `rows` rows: zeros, two [rows,K,length,d] per layer.
@@ -349,6 +347,17 @@ def _graph(model: LanguageModel) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: LanguageModel, key: Array) -> Params:
     return nnx.to_pure_dict(nnx.state(model.module(nnx.Rngs(key))))
+
+
+def _from_zero(rows: int, positions: int) -> Array:
+    """i32[rows,positions]."""
+    return jnp.broadcast_to(jnp.arange(positions)[None], (rows, positions))
+
+
+def _last(hidden: Array, lengths: Integers) -> Array:
+    """[P,D] of `hidden [P,S,D]`: after the last real token."""
+    end = jnp.maximum(lengths - 1, 0)[:, None, None]
+    return jnp.take_along_axis(hidden, end, 1)[:, 0]
 
 
 def _after(prompt: Prompt, rows: int) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import chex
 import jax
@@ -209,6 +210,12 @@ def test_cached_equals_uncached(rows):
             cache = grow_cache(cache, C)
         cache, state = decode(params, prompt, cache, completions[:, step], step)
         np.testing.assert_allclose(state, expected[:, step], atol=1e-5)
+
+
+def test_a_layer_reads_its_weights_once_for_prompts_and_what_follows(params, rows):
+    text = str(jax.make_jaxpr(MODEL.states)(params, layout_of(*rows[:2])))
+    into_mlp = re.findall(rf"f32\[(\d+),{SIZES['mlp_size']}\] = dot_general", text)
+    assert into_mlp == [str(P * S + P * G * C)] * 2 * LLAMA.num_layers  # gate and up
 
 
 def test_gradients_through_shared_prompts_and_remat(rows):
