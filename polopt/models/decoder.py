@@ -20,7 +20,7 @@ from polopt.models.axes import DATA, FSDP, SEQUENCE, TENSOR
 from polopt.models.config import DecoderConfig
 from polopt.models.experts import ACTIVATIONS, Routing, SparseMlp
 from polopt.models.rotary import Rotation, rotate, rotations
-from polopt.models.spread import ROWS, ambient, as_stored, constrain
+from polopt.models.spread import ROWS, ambient, constrain
 
 # attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], rule, memory) -> (out [B,T,H,d], new memory)
 Attend = Callable[[Array, Array, Array, Rule, Any], tuple[Array, Any]]
@@ -196,8 +196,7 @@ def _recomputed(layer: Block) -> Callable[..., tuple[Array, Any, Routing | None]
         x: Array, rotation: Rotation, attend: Attend, memory: Any
     ) -> tuple[Array, Any, Routing | None]:
         def merged(weights: Any, x: Array, rotation: Rotation, memory: Any) -> Any:
-            # Or what is gathered for the forward pass is kept for the backward pass.
-            return nnx.merge(graph, as_stored(weights))(x, rotation, attend, memory)
+            return nnx.merge(graph, weights)(x, rotation, attend, memory)
 
         own, x = _finished_together(weights, x)
         return jax.checkpoint(merged, policy=_KEPT)(own, x, rotation, memory)

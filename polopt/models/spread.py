@@ -15,7 +15,7 @@ import jax
 from jax import Array
 from jax.sharding import AxisType, PartitionSpec
 
-from polopt.models.axes import DATA, FSDP, MESH_AXES, SEQUENCE, TENSOR, spec_of
+from polopt.models.axes import DATA, FSDP, SEQUENCE, TENSOR
 
 ROWS = (DATA, FSDP)
 """The axes that rows are dealt over: what is cut along "fsdp" is gathered where it is used."""
@@ -33,22 +33,6 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
 def whole(tree: Any) -> Any:
     """Arrays of which every device of the ambient mesh has a copy."""
     return jax.tree.map(constrain, tree)
-
-
-def as_stored(tree: Any) -> Any:
-    """Parameters of a module, cut over the ambient mesh as they lie between steps.
-
-    Names are those of `polopt.models.axes`, which a module's variables end with "value".
-    """
-    if not (sizes := ambient()):
-        return tree
-    every = dict.fromkeys(MESH_AXES, 1) | sizes
-
-    def cut(path: Any, leaf: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        return jax.lax.with_sharding_constraint(leaf, spec_of(name, leaf.shape, every))
-
-    return jax.tree_util.tree_map_with_path(cut, tree)
 
 
 def ambient() -> dict[str, int]:
