@@ -16,7 +16,7 @@ import sys
 import time
 
 SMALL = "--model base --prompt-length 64 --max-new-tokens 64"
-LARGE = "--model llama3-8b --remat --micro-batch 1"
+LARGE = "--model llama3-8b --remat --micro-batch 1 --update-only --slice v5e-16"
 GENERATIONS = ("v4-8", "v5e-4", "v5p-8", "v6e-4")
 CASES = {
     **{f"base-{name}": f"{SMALL} --mesh fsdp=2 tensor=2 --slice {name}" for name in GENERATIONS},
@@ -24,8 +24,12 @@ CASES = {
     "qwen2.5-0.5b-lora-v5e-1": (
         "--model qwen2.5-0.5b --slice v5e-1 --lora-rank 16 --remat --prompts 4 --micro-batch 2"
     ),
-    "llama3-8b-v5e-16": f"{LARGE} --mesh fsdp=4 tensor=4 --update-only --slice v5e-16",
-    "llama3-8b-fsdp-v5e-16": f"{LARGE} --algorithm gspo --update-only --slice v5e-16",
+    "llama3-8b-v5e-16": f"{LARGE} --mesh fsdp=16",
+    "llama3-8b-tensor-v5e-16": f"{LARGE} --mesh fsdp=4 tensor=4",
+    "llama3-8b-v5e-8": (
+        "--model llama3-8b --remat --micro-batch 1 --mesh fsdp=8 --update-only --slice v5e-8 "
+        "--search 1"
+    ),
     "llama3-70b-v5p-64": (
         "--model llama3-70b --remat --micro-batch 1 --mesh fsdp=8 tensor=4 --update-only "
         "--slice v5p-64"
@@ -38,11 +42,12 @@ def main() -> None:
     found = json.loads(OUT.read_text()) if OUT.exists() else {}
     for name in sys.argv[1:] or CASES:
         flags = CASES[name].split()
-        command = [sys.executable, "-m", "polopt", "plan", "--json", "--search", "0", *flags]
+        flags += [] if "--search" in flags else ["--search", "0"]
+        command = [sys.executable, "-m", "polopt", "plan", "--json", *flags]
         start = time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         found[name] = {
-            "command": f"polopt plan {' '.join(flags)} --search 0",
+            "command": f"polopt plan {' '.join(flags)}",
             "seconds": time.perf_counter() - start,
             "peak_rss_of_all": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
             **versions(),

@@ -58,6 +58,7 @@ def update_bytes(job: Job, sizes: Sizes, micro_batch: int) -> int:
         + inside  # of the layer whose gradient is computed
         + scores
         + _gradients(job, sizes, passes)
+        + _rounded(job, sizes, width)
         + _gathered(job, sizes, width)
         + _head(job, sizes, micro_batch)
         + _embedding(job, sizes, width)
@@ -69,13 +70,20 @@ def _gradients(job: Job, sizes: Sizes, passes: int) -> int:
     return (2 if passes > 1 else 1) * bytes_of(job.state.params, sizes)
 
 
+def _rounded(job: Job, sizes: Sizes, width: int) -> float:
+    """The parameters in a narrower type of computing: once, before the passes."""
+    return bytes_of(job.state.params, sizes) * width / _FLOAT if width < _FLOAT else 0.0
+
+
 def _gathered(job: Job, sizes: Sizes, width: int) -> float:
-    """The weights of two layers, whole along "fsdp"."""
+    """Weights, whole along "fsdp": of two layers, or of all where the backward pass finds them."""
     if sizes["fsdp"] == 1:
         return 0.0
     config = job.policy.config
-    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    return 2 * width * (attention + 3 * config.hidden_size * mlp_size(config)) / sizes["tensor"]
+    layers = 2 if job.config.remat else config.num_layers
+    heads = 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
+    layer = config.hidden_size * (heads + 3 * mlp_size(config))
+    return layers * width * layer / sizes["tensor"]
 
 
 def _head(job: Job, sizes: Sizes, micro_batch: int) -> float:
