@@ -76,14 +76,13 @@ def _rounded(job: Job, sizes: Sizes, width: int) -> float:
 
 
 def _gathered(job: Job, sizes: Sizes, width: int) -> float:
-    """Weights, whole along "fsdp": of two layers, or of all where the backward pass finds them."""
+    """The weights of two layers, whole along "fsdp"."""
     if sizes["fsdp"] == 1:
         return 0.0
     config = job.policy.config
-    layers = 2 if job.config.remat else config.num_layers
     heads = 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
     layer = config.hidden_size * (heads + 3 * mlp_size(config))
-    return layers * width * layer / sizes["tensor"]
+    return 2 * width * layer / sizes["tensor"]
 
 
 def _head(job: Job, sizes: Sizes, micro_batch: int) -> float:
