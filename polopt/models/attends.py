@@ -14,8 +14,8 @@ from jax import Array
 
 from polopt.models.attention import KeyValue, Rule, attention, near
 from polopt.models.decoder import Attend
+from polopt.models.flat import Flat
 from polopt.models.kernels import EMULATED, covers_decoding, covers_rows, in_blocks
-from polopt.models.layout import Flat
 from polopt.models.spread import on_heads, whole_rows
 
 

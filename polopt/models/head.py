@@ -170,9 +170,10 @@ def _backward(columns: Columns, chunk: int, saved: Any, cotangent: dict[str, Any
     def zero(head: Head) -> Head:
         unembedding = jnp.zeros(head.unembedding.shape, _wide(head.unembedding.dtype))
         unembedding = constrain(unembedding, head.axes)
+        hidden = jnp.zeros_like(head.hidden)
         return dataclasses.replace(
             head,
-            hidden=constrain(jnp.zeros_like(head.hidden), FSDP if FSDP in head.axes else None),
+            hidden=constrain(hidden, FSDP) if FSDP in head.axes else hidden,
             # None is how a rule tells JAX that there is no gradient.
             unembedding=None if head.fixed_unembedding else unembedding,
         )

@@ -23,8 +23,9 @@ from polopt.models.attention import KeyValue
 from polopt.models.config import DecoderConfig
 from polopt.models.decoder import Attend, Decoder
 from polopt.models.experts import Routing
+from polopt.models.flat import Flat
 from polopt.models.kernels import KINDS, LANES, XLA, covers_decoding, in_blocks
-from polopt.models.layout import Flat, Layout
+from polopt.models.layout import Layout
 from polopt.models.spread import on_heads
 from polopt.types import record
 

@@ -12,11 +12,9 @@ that layouts of one shape share one program. Shapes are few: sizes are rounded u
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from polopt.errors import PoloptError
@@ -48,28 +46,6 @@ class Layout:
         """The size of its arrays."""
         prompts, bins = self.prompt.shape[-2], self.tokens.shape[-2]
         return Room(prompts, bins // prompts, self.prompt.shape[-1], self.tokens.shape[-1])
-
-
-class Flat(NamedTuple):
-    """All tokens of a layout in one row, or in one row of each shard: prompts, then bins."""
-
-    shards: int
-    prompts: tuple[int, int]  # (P, S), of all shards
-    bins: tuple[int, int]  # (B, C)
-
-    def apart(self, x: Array) -> tuple[Array, Array]:
-        """([P,S, ...], [B,C, ...]) of `x [shards,L, ...]`."""
-        end = math.prod(self.prompts) // self.shards
-        first, others = x[:, :end], x[:, end:]
-        return tuple(
-            part.reshape(*shape, *x.shape[2:])
-            for part, shape in ((first, self.prompts), (others, self.bins))
-        )
-
-    def joined(self, prompts: Array, bins: Array) -> Array:
-        """[shards,L, ...] of `prompts [P,S, ...]` and `bins [B,C, ...]`."""
-        parts = [x.reshape(self.shards, -1, *x.shape[2:]) for x in (prompts, bins)]
-        return jnp.concatenate(parts, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

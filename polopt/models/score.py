@@ -89,8 +89,10 @@ def score(
         given.
       shards: number of equal blocks of rows that are compacted apart and walked in step. Under
         `jit` with the rows sharded over devices give their number: then no hidden state leaves its
-        device. Must divide N. `chunk` counts per block, and a layout has one plan per block: its
-        leaves an axis of `shards` in front, if there are several.
+        device, but for those along a mesh's "fsdp", which read a vocabulary in parts, a chunk of
+        all their rows at a time. Must divide N. `chunk` counts per block (of "fsdp": of them
+        together), and a layout has one plan per block: its leaves an axis of `shards` in front, if
+        there are several.
       trained: language models with a gradient; the parameters of the others are constants. Heads
         ("critic", "partition") always have one.
       layout: where tokens are computed (`polopt.models.layout.plan` of these rows), for the same
