@@ -18,7 +18,7 @@ from polopt.plan.config import PlanConfig
 
 EXAMPLES = """\
   polopt plan --model llama3-8b --slice v5e-16 --algorithm gspo
-  polopt plan --slice v5e-16 --mesh fsdp=4 tensor=4 --remat --micro-batch 1
+  polopt plan --slice v5e-16 --remat --micro-batch 1 --update-only --search 0
   polopt plan --model qwen2.5-0.5b --slice v5e-1 --lora-rank 16 --remat
   polopt plan --model llama3-70b --slice v5p-64 --no-compile     in seconds
   polopt plan --model base --slice cpu --json     what the CPU's compiler says

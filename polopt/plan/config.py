@@ -81,7 +81,7 @@ class PlanConfig:
     """Of the programs, compile the update alone: it needs most."""
     effort: Literal["quick", "full"] = "quick"
     """Of the TPU's compiler: full is what a run has, and takes it several times as long; quick
-    leaves out its search for speed, and what lies between comes out larger."""
+    leaves out its search for speed, and temporaries come out a little different."""
     search: int = 4
     """Programs to compile at most in search of the largest micro-batch, and in search of settings
     that fit where these do not (0: do not search)."""
