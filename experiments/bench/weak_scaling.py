@@ -10,6 +10,7 @@ of scaling; the ratio of each pair says what is added, and at which number of de
 
 import argparse
 import contextlib
+import functools
 import socket
 import subprocess
 import sys
@@ -37,8 +38,8 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
 FORMS = {"pmap": (), "mesh": ("data=-1",)}
 
 
-def loss_of(params, rows, weights):
-    logp = score({"policy": (MODEL, params)}, rows).logp
+def loss_of(shards, params, rows, weights):
+    logp = score({"policy": (MODEL, params)}, rows, shards=shards).logp
     return -jnp.sum(weights * logp)
 
 
@@ -50,12 +51,14 @@ def minimal(kind, n, params, trajectories, weights):
     """A step that is called without arguments; it keeps its own state."""
     moments = OPTIMIZER.init(params)
 
+    loss = functools.partial(loss_of, n if kind == "mesh" else 1)
+
     def step(params, moments, rows, weights):
-        loss, grads = jax.value_and_grad(loss_of)(params, rows, weights)
+        value, grads = jax.value_and_grad(loss)(params, rows, weights)
         if kind == "pmap":
-            loss, grads = jax.lax.psum((loss, grads), "data")
+            value, grads = jax.lax.psum((value, grads), "data")
         updates, moments = OPTIMIZER.update(grads, moments, params)
-        return optax.apply_updates(params, updates), moments, loss
+        return optax.apply_updates(params, updates), moments, value
 
     me = present()
     devices = [d for i in range(me.count) for d in of_process(i)[: n // me.count]]
