@@ -50,7 +50,6 @@ def of_process(index):
 def minimal(kind, n, params, trajectories, weights):
     """A step that is called without arguments; it keeps its own state."""
     moments = OPTIMIZER.init(params)
-
     loss = functools.partial(loss_of, n if kind == "mesh" else 1)
 
     def step(params, moments, rows, weights):

@@ -29,7 +29,7 @@ from polopt.types import record
 
 Columns = tuple[Column, ...]
 
-CHUNK_BYTES = 2**25  # float32 logits of one chunk, all models together
+CHUNK_BYTES = 2**23  # float32 logits of one chunk, all models together
 MIN_ROWS = 128  # of a chunk, whatever that takes
 BLOCK_BYTES = 2**22  # of the product that is added to the unembedding's gradient, on CPU
 
@@ -69,7 +69,7 @@ def default_chunk(vocabulary: int, hidden: int, models: int = 1) -> int:
     gradient of the unembedding, which exists anyway.
 
     >>> [default_chunk(V, 256) for V in (8_192, 65_536)], default_chunk(131_072, 4_096)
-    ([1024, 128], 1024)
+    ([256, 128], 1024)
     """
     fitting = CHUNK_BYTES // (4 * vocabulary * models)
     return -(-max(MIN_ROWS, hidden // 4, fitting) // 8) * 8

@@ -99,8 +99,8 @@ def _head(job: Job, sizes: Sizes, micro_batch: int) -> float:
 
 
 def _embedding(job: Job, sizes: Sizes, width: int) -> float:
-    """The table in the type of computing, and its gradient for prompts and for completions."""
-    config, tables = job.policy.config, 1 if isinstance(job.policy, LoraModel) else 3
+    """The table in the type of computing, and its gradient."""
+    config, tables = job.policy.config, 1 if isinstance(job.policy, LoraModel) else 2
     ways = sizes["tensor"] * sizes["fsdp"]
     return tables * width * config.vocab_size * config.hidden_size / ways
 

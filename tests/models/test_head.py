@@ -79,9 +79,9 @@ def test_memory_is_a_few_chunks_of_logits_whatever_the_batch():
 
 
 def test_default_chunk():
-    """32 MiB of logits, but no fewer than 128 rows or a quarter of the hidden size."""
-    assert default_chunk(8192, 256) * 8192 * 4 == 2**25
-    assert default_chunk(8192, 256, models=2) * 2 * 8192 * 4 == 2**25
+    """8 MiB of logits, but no fewer than 128 rows or a quarter of the hidden size."""
+    assert default_chunk(8192, 256) * 8192 * 4 == 2**23
+    assert default_chunk(8192, 256, models=2) * 2 * 8192 * 4 == 2**23
     assert default_chunk(10**6, 256) == MIN_ROWS == 128
     assert default_chunk(131_072, 4096) == 1024
     assert default_chunk(50_257, 770) % 8 == 0

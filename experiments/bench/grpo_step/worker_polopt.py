@@ -90,7 +90,6 @@ def step_of(case: Case, model: LanguageModel, alg: Algorithm, optimizer):
 def make(work: pathlib.Path, asked: dict) -> dict:
     case = Case(**asked)
     model = model_of(case)
-    params = model.init(jax.random.key(0))
     alg, optimizer = algorithm(GRPO), optax.adamw(LEARNING_RATE)
     lengths = lengths_of(case)
     engine = Engine(
@@ -99,12 +98,14 @@ def make(work: pathlib.Path, asked: dict) -> dict:
         max_new_tokens=case.completion,
     )
     one = step_of(case, model, alg, optimizer)
-    held = {"state": init_state({"policy": params}, optimizer, init(alg)), "steps": 0}
+    start = {"policy": model.init(jax.random.key(0))}
+    held = {"state": init_state(start, optimizer, init(alg)), "steps": 0}
+    del start  # a copy: the state has its own
     ids = np.arange(case.rows, dtype=np.int32).reshape(case.prompts, -1)
 
     def export() -> dict:
         """The weights for everyone, and a batch."""
-        save(work / "model", model, params)
+        save(work / "model", model, held["state"].params["policy"])
         write_batch(case, work / "batch.npz")
         return {"tensors": len(load_file(work / "model" / "model.safetensors"))}
 
@@ -117,7 +118,7 @@ def make(work: pathlib.Path, asked: dict) -> dict:
         )
         given = algorithm(GIVEN)
         remember = optax.trace(decay=0.0)  # keeps the gradient itself
-        first = init_state({"policy": params}, remember, init(given))
+        first = init_state(held["state"].params, remember, init(given))
         state, info = step_of(case, model, given, remember)(first, batch)
         save(work / "gradient_polopt", model, state.opt_state.trace["policy"])
         return {"loss": float(info["policy/loss"].value())}
