@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polopt.errors import missing_extra
 from polopt.plan.planner import Plan
 from polopt.plan.report import GIB, parts_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, as in polopt.train.plots.
 _HUES = {
@@ -26,13 +30,21 @@ def draw(plan: Plan, out: Path) -> Path:
     Raises:
       PoloptError: matplotlib is not installed.
     """
+    figure = figure_of(plan)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    return out
+
+
+def figure_of(plan: Plan) -> Figure:
+    """The picture, not yet written."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise missing_extra("matplotlib", "a picture of a plan") from error
     found = parts_of(plan)
-    figure = Figure(figsize=(9, 1.4 + 0.6 * max(len(found), 1)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.6 * max(len(found), 2)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     names = list(reversed(found))
@@ -42,11 +54,13 @@ def draw(plan: Plan, out: Path) -> Path:
         if any(sizes):
             axes.barh(names, sizes, left=left, color=hue, label=part)
             left = [a + b for a, b in zip(left, sizes, strict=True)]
+    for name, total in zip(names, left, strict=True):
+        axes.annotate(
+            f"{total:.2f}", (total, name), (4, 0), textcoords="offset points", va="center"
+        )
     axes.axvline(plan.where.memory / GIB, color="black", linestyle="--", label="memory")
     axes.set_xlabel("GiB on a device")
     verdict = "fits" if plan.fits else "does not fit"
     axes.set_title(f"{plan.config.model}, {plan.config.algorithm}, {plan.where.name}: {verdict}")
-    figure.legend(loc="outside lower center", ncols=7, frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure

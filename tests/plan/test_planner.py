@@ -16,7 +16,7 @@ from polopt.plan import planner, report
 from polopt.plan.collectives import Collective
 from polopt.plan.compile import Bytes, Program
 from polopt.plan.config import PlanConfig
-from polopt.plan.picture import draw
+from polopt.plan.picture import draw, figure_of
 from polopt.plan.planner import Found, make_plan
 from polopt.plan.slices import Slice
 
@@ -53,6 +53,17 @@ def test_json_is_plain_and_its_parts_agree(plan):
 
 def test_the_picture_is_drawn(plan, tmp_path):
     assert draw(plan, tmp_path / "new" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_has_room_for_all_that_is_said_in_it(plan):
+    figure = figure_of(plan)
+    figure.canvas.draw()
+    said = [*figure.legends, *figure.axes[0].texts, figure.axes[0].title]
+    for box in (artist.get_window_extent() for artist in said):
+        assert figure.bbox.contains(*box.min), box
+        assert figure.bbox.contains(*box.max), box
+    totals = [text.get_text() for text in figure.axes[0].texts]
+    assert totals == ["0.01"] * 4  # GIVEN is 6.11 MB
 
 
 # ---------------------------------------------------------------- what does not fit
