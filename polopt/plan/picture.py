@@ -25,11 +25,7 @@ _HUES = {
 
 
 def draw(plan: Plan, out: Path) -> Path:
-    """Draw a bar for each program, and the memory of a device as a line; return `out`.
-
-    Raises:
-      PoloptError: matplotlib is not installed.
-    """
+    """Draw a bar for each program, and the memory of a device as a line; return `out`."""
     figure = figure_of(plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
@@ -37,7 +33,11 @@ def draw(plan: Plan, out: Path) -> Path:
 
 
 def figure_of(plan: Plan) -> Figure:
-    """The picture, not yet written."""
+    """The picture, not yet written.
+
+    Raises:
+      PoloptError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
